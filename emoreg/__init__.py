@@ -1,0 +1,104 @@
+"""See and regularise emotion vectors while a language model is fine-tuned.
+
+    vectors = emoreg.EmotionVectors.load("vectors.safetensors")
+    trainer = SFTTrainer(model, args, peft_config=emoreg.lora_config(vectors), ...)
+    reference = emoreg.calibrate(model, tokenizer, transcripts, vectors)
+    terms = emoreg.presets.decouple(vectors, reference)
+    monitor = emoreg.Monitor(vectors)
+    trainer = emoreg.attach(trainer, monitor=monitor, terms=terms, outcome="failed")
+    before = emoreg.measure(model, tokenizer, prompts, vectors)
+    trainer.train()
+    after = emoreg.measure(model, tokenizer, prompts, vectors)
+    emoreg.compare(before, after).save("report/")
+
+The names below are imported when first used, so `import emoreg` itself is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from emoreg import demo
+    from emoreg.comparison.compare import Comparison, compare
+    from emoreg.comparison.measure import measure
+    from emoreg.comparison.readings import Readings
+    from emoreg.losses import presets
+    from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
+    from emoreg.losses.band import BandPenalty
+    from emoreg.losses.contrast import ContrastPenalty
+    from emoreg.residual.capture import capture
+    from emoreg.training.adapters import lora_config
+    from emoreg.training.attach import attach
+    from emoreg.training.mixin import EmotionTrainerMixin
+    from emoreg.training.monitor import Monitor
+    from emoreg.training.reference import Reference, calibrate
+    from emoreg.vectors.corpus import Corpus
+    from emoreg.vectors.emotion_vectors import EmotionVectors
+    from emoreg.vectors.extract import extract
+    from emoreg.vectors.fit import VectorFitter
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BandPenalty",
+    "Comparison",
+    "ContrastPenalty",
+    "Corpus",
+    "EmotionTrainerMixin",
+    "EmotionVectors",
+    "MeaningAnchor",
+    "Monitor",
+    "Readings",
+    "Reference",
+    "ReferenceKL",
+    "VectorFitter",
+    "attach",
+    "calibrate",
+    "capture",
+    "compare",
+    "demo",
+    "extract",
+    "lora_config",
+    "measure",
+    "presets",
+]
+
+_HOMES = {
+    "BandPenalty": "emoreg.losses.band",
+    "Comparison": "emoreg.comparison.compare",
+    "ContrastPenalty": "emoreg.losses.contrast",
+    "Corpus": "emoreg.vectors.corpus",
+    "EmotionTrainerMixin": "emoreg.training.mixin",
+    "EmotionVectors": "emoreg.vectors.emotion_vectors",
+    "MeaningAnchor": "emoreg.losses.anchors",
+    "Monitor": "emoreg.training.monitor",
+    "Readings": "emoreg.comparison.readings",
+    "Reference": "emoreg.training.reference",
+    "ReferenceKL": "emoreg.losses.anchors",
+    "VectorFitter": "emoreg.vectors.fit",
+    "attach": "emoreg.training.attach",
+    "calibrate": "emoreg.training.reference",
+    "capture": "emoreg.residual.capture",
+    "compare": "emoreg.comparison.compare",
+    "extract": "emoreg.vectors.extract",
+    "lora_config": "emoreg.training.adapters",
+    "measure": "emoreg.comparison.measure",
+}
+_MODULES = {"demo": "emoreg.demo", "presets": "emoreg.losses.presets"}
+
+
+def __getattr__(name: str) -> object:
+    """Return a public name, importing the module it lives in on first use."""
+    if name in _MODULES:
+        value: object = import_module(_MODULES[name])
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module `emoreg` has no attribute `{name}`")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names whether or not they were used yet."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,300 @@
+"""The page's interactive figures as plain plotly dictionaries.
+
+Colours are tokens such as "@fail" or "@fail/0.2": the page resolves them from its
+style sheet, so one palette serves light, dark and print.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from emoreg.comparison.comparison import Comparison
+from emoreg.comparison.curves import (
+    Heat,
+    Sample,
+    TrainingPanel,
+    arm_label,
+    arm_order,
+    short,
+)
+from emoreg.comparison.figures import FigureSet
+
+ARM_STYLE = {
+    "before": ("@before", "circle", "dot"),
+    "control": ("@control", "square", "dash"),
+    "after": ("@after", "diamond", "solid"),
+}
+_OTHER_STYLES = (
+    ("@extra1", "triangle-up", "dashdot"),
+    ("@extra2", "x", "longdash"),
+    ("@extra3", "cross", "longdashdot"),
+)
+Chart = dict[str, Any]
+RIDGE = 0.72
+"""Height of the tallest ridge; the rest of a row holds the points."""
+
+
+def arm_styles(arms: tuple[str, ...]) -> dict[str, tuple[str, str, str]]:
+    """Return colour token, marker and dash of every arm."""
+    others = iter(_OTHER_STYLES * len(arms))
+    return {arm: ARM_STYLE.get(arm) or next(others) for arm in arms}
+
+
+def distribution_chart(
+    comparison: Comparison, drawn: Mapping[tuple[str, str], Sample]
+) -> Chart:
+    """Return ridgelines of failing and passing prompts, one ridge per arm."""
+    order = arm_order(comparison.arms)
+    tallest = max(float(sample.density.max()) for sample in drawn.values())
+    names = [_text(prompt) for prompt in comparison.prompts]
+    data = []
+    for number, arm in enumerate(reversed(order)):
+        for version in ("passing", "failing"):
+            sample = drawn[arm, version]
+            height = number + RIDGE * sample.density / tallest
+            data += _ridge(sample.grid, height, number, version=version)
+            data.append(_rug(sample.values, names, number, arm=arm, version=version))
+    layout = _layout(height=92 * len(order) + 62, left=74)
+    grid = next(iter(drawn.values())).grid
+    layout["xaxis"] |= {
+        "title": _title("σ<sub>ref</sub> above success"),
+        "range": [float(grid[0]), float(grid[-1])],
+        "zeroline": True,
+    }
+    layout["yaxis"] |= {
+        "range": [-0.28, len(order) - 0.2],
+        "tickvals": list(range(len(order))),
+        "ticktext": [_text(short(arm, 10)) for arm in reversed(order)],
+        "showgrid": False,
+        "zeroline": False,
+    }
+    return {"data": data, "layout": layout}
+
+
+def slope_chart(
+    figures: FigureSet,
+    reader: str,
+    target: str,
+    *,
+    plan: Mapping[str, Sequence[int]],
+    limits: tuple[float, float],
+) -> Chart:
+    """Return the failure slope by layer with its interval, one line per arm."""
+    order = arm_order(tuple(figures.arms))
+    at, column = figures.readers.index(reader), figures.targets.index(target)
+    data = []
+    for number, (arm, style) in enumerate(arm_styles(order).items()):
+        colour, symbol, dash = style
+        slope = figures.arms[arm].slope
+        middle, low, high = (
+            end[at, :, column] for end in (slope.estimate, slope.low, slope.high)
+        )
+        shift = 0.16 * (number - (len(order) - 1) / 2)
+        label = _text(arm_label(arm))
+        hover = [
+            f"{label}, layer {place}<br>{m:+.2f} ({lo:+.2f} to {hi:+.2f})"
+            for place, m, lo, hi in zip(figures.places, middle, low, high, strict=True)
+        ]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "x": [place + shift for place in range(len(figures.places))],
+                "y": _listed(middle),
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": _listed(high - middle),
+                    "arrayminus": _listed(middle - low),
+                    "thickness": 1.2,
+                    "width": 0,
+                    "color": colour,
+                },
+                "line": {"color": colour, "width": 1.6, "dash": dash},
+                "marker": {"color": colour, "size": 6, "symbol": symbol},
+                "text": hover,
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        )
+    layout = _layout(height=236, left=40)
+    layout["xaxis"] |= {
+        "tickvals": list(range(len(figures.places))),
+        "ticktext": list(figures.places),
+        "range": [-0.6, len(figures.places) - 0.4],
+        "title": _title("layer"),
+        "showgrid": False,
+        "zeroline": False,
+    }
+    layout["yaxis"] |= {"zeroline": True, "nticks": 6, "range": list(limits)}
+    layout["shapes"] = _layer_bands(figures.places, plan)
+    return {"data": data, "layout": layout}
+
+
+def heat_chart(heat: Heat, *, largest: float) -> Chart:
+    """Return a change per emotion and layer on a scale symmetric about zero."""
+    rows = [_text(short(emotion)) for emotion in heat.emotions]
+    hover = [
+        [f"{_text(emotion)}, layer {layer}" for layer in heat.layers]
+        for emotion in heat.emotions
+    ]
+    trace = {
+        "type": "heatmap",
+        "x": [str(layer) for layer in heat.layers],
+        "y": list(range(len(rows))),
+        "z": [_listed(row) for row in heat.values],
+        "zmin": -largest,
+        "zmax": largest,
+        "colorscale": [[0, "@cold"], [0.5, "@mid"], [1, "@warm"]],
+        "xgap": 1,
+        "ygap": 1,
+        "text": hover,
+        "hovertemplate": "%{text}: %{z:+.2f} σ<sub>ref</sub><extra></extra>",
+        "colorbar": {
+            "orientation": "h",
+            "thickness": 8,
+            "len": 0.6,
+            "x": 0,
+            "xanchor": "left",
+            "y": 1,
+            "yanchor": "bottom",
+            "outlinewidth": 0,
+            "tickfont": {"size": 11, "color": "@muted"},
+        },
+    }
+    layout = _layout(height=15 * len(rows) + 78, left=92)
+    layout["margin"]["t"] = 34
+    layout["xaxis"] |= {"type": "category", "title": _title("layer"), "showgrid": False}
+    layout["yaxis"] |= {
+        "autorange": "reversed",
+        "showgrid": False,
+        "tickfont": {"size": 11, "color": "@ink"},
+        "tickvals": list(range(len(rows))),
+        "ticktext": rows,
+    }
+    return {"data": [trace], "layout": layout}
+
+
+def training_chart(panel: TrainingPanel, arms: tuple[str, ...]) -> Chart:
+    """Return one logged quantity over the training steps."""
+    styles = arm_styles((*arms, *(arm for arm in panel.lines if arm not in arms)))
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": steps,
+            "y": values,
+            "name": _text(arm),
+            "line": {"color": styles[arm][0], "width": 1.8, "dash": styles[arm][2]},
+            "hovertemplate": f"{_text(arm)}, step %{{x}}: %{{y:.4g}}<extra></extra>",
+        }
+        for arm, (steps, values) in panel.lines.items()
+    ]
+    layout = _layout(height=180, left=46)
+    layout["xaxis"] |= {"title": _title("step"), "showgrid": False, "zeroline": False}
+    layout["yaxis"] |= {"nticks": 5}
+    return {"data": data, "layout": layout}
+
+
+def _ridge(grid: Any, height: Any, floor: int, *, version: str) -> list[Chart]:
+    colour = "@fail" if version == "failing" else "@pass"
+    base = {"type": "scatter", "mode": "lines", "x": _listed(grid), "hoverinfo": "skip"}
+    return [
+        base | {"y": [floor] * len(grid), "line": {"width": 0}},
+        base
+        | {
+            "y": _listed(height),
+            "fill": "tonexty",
+            "fillcolor": f"{colour}/{0.22 if version == 'failing' else 0.10}",
+            "line": {
+                "color": colour,
+                "width": 1.8,
+                "dash": "solid" if version == "failing" else "4px,3px",
+            },
+        },
+    ]
+
+
+def _rug(values: Any, names: list[str], floor: int, *, arm: str, version: str) -> Chart:
+    failing = version == "failing"
+    label = f"{_text(arm)}, {version}"
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": _listed(values),
+        "y": [floor - (0.08 if failing else 0.18)] * len(values),
+        "text": names,
+        "marker": {
+            "symbol": "circle" if failing else "diamond-open",
+            "size": 4.5 if failing else 5,
+            "color": "@fail/0.7" if failing else "@pass/0.9",
+            "line": {"width": 1 if not failing else 0, "color": "@pass/0.9"},
+        },
+        "hovertemplate": f"%{{text}}, {label}: %{{x:.2f}}<extra></extra>",
+    }
+
+
+def _layer_bands(
+    places: tuple[str, ...], plan: Mapping[str, Sequence[int]]
+) -> list[Chart]:
+    """Shade the layers the loss acted on and those the audit reads."""
+    shapes = []
+    for group, colour in (("loss", "@lossband"), ("audit", "@auditband")):
+        for layer in plan.get(group, ()):
+            if len(plan.get(group, ())) == len(places):
+                continue
+            at = places.index(str(layer))
+            shapes.append(
+                {
+                    "type": "rect",
+                    "xref": "x",
+                    "yref": "paper",
+                    "x0": at - 0.5,
+                    "x1": at + 0.5,
+                    "y0": 0,
+                    "y1": 1,
+                    "fillcolor": colour,
+                    "line": {"width": 0},
+                    "layer": "below",
+                }
+            )
+    return shapes
+
+
+def _layout(*, height: int, left: int) -> Chart:
+    axis = {
+        "gridcolor": "@line",
+        "zerolinecolor": "@zero",
+        "zerolinewidth": 1,
+        "tickfont": {"size": 11, "color": "@muted"},
+        "fixedrange": True,
+        "automargin": False,
+        "ticks": "",
+    }
+    return {
+        "height": height,
+        "margin": {"l": left, "r": 10, "t": 8, "b": 40},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "@ink"},
+        "showlegend": False,
+        "hovermode": "closest",
+        "hoverlabel": {"bgcolor": "@panel", "font": {"color": "@ink", "size": 12}},
+        "xaxis": dict(axis),
+        "yaxis": dict(axis),
+    }
+
+
+def _title(text: str) -> Chart:
+    return {"text": text, "font": {"size": 11, "color": "@muted"}, "standoff": 6}
+
+
+def _text(value: str) -> str:
+    """Escape what plotly would read as markup."""
+    return html.escape(str(value), quote=True)
+
+
+def _listed(values: Any) -> list[float | None]:
+    """Return four significant digits, so the page stays small."""
+    return [float(f"{v:.4g}") if np.isfinite(v) else None for v in values]

@@ -1,0 +1,147 @@
+"""Compare readings before and after training, arm by arm, with intervals."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from emoreg.comparison.alignment import Aligned, align, checked_arms
+from emoreg.comparison.comparison import Comparison
+from emoreg.comparison.figures import FigureSet, Levels, figure_set
+from emoreg.comparison.readings import Readings
+from emoreg.comparison.verdict import Question, judge
+from emoreg.statistics.bootstrap import Intervals
+from emoreg.statistics.effects import bootstrap_cliffs_delta
+
+HEADLINE = (
+    "audit distress",
+    "loss distress",
+    "desperate",
+    "audit composure",
+    "loss composure",
+    "calm",
+)
+
+
+def compare(
+    before: Readings,
+    after: Readings,
+    *,
+    arms: Mapping[str, Readings] | None = None,
+    roles: Any = None,
+    gate: Readings | None = None,
+    reference_units: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    n_resamples: int = 10_000,
+    training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Compare a model's readings before and after training on the same prompts.
+
+    The failure slope is the mean twin difference at the decision token over
+    sigma_ref; its unit of analysis is the prompt, its interval a 95 % cluster
+    bootstrap (BCa; percentiles for ratios).
+
+    Args:
+        before: Readings of the reference model.
+        after: Readings of the model trained with the terms.
+        arms: Further models by name; "control" is the one trained equally long on
+            the same data without terms, and tells what the terms did.
+        roles: `Corpus.roles()`, or a mapping of family names to emotions; the
+            packaged roles by default.
+        gate: Readings of the reference model on other prompts (`dev`), which decide
+            where a ratio is given. Without it the same prompts decide.
+        reference_units: "sigma_ref" and "success_level", [reader][layer][emotion];
+            overrides `before.meta["units"]`.
+        seed: Seed of the resamples.
+        n_resamples: More narrows the Monte Carlo noise of the bounds.
+        training: Trainer logs by arm, for the page.
+        run: Times, settings and commands, for the page.
+
+    Raises:
+        ValueError: If the tables do not speak of the same vectors, prompts, readers,
+            layers and emotions, or hold one outcome class only.
+    """
+    tables = checked_arms(before, after, arms)
+    aligned = align(tables, roles=roles, gate=gate, reference_units=reference_units)
+    return _compared(
+        tables, aligned, seed=seed, n_resamples=n_resamples, training=training, run=run
+    )
+
+
+def _compared(
+    tables: Mapping[str, Readings],
+    aligned: Aligned,
+    *,
+    seed: int,
+    n_resamples: int,
+    training: Mapping[str, Sequence[Mapping[str, Any]]] | None,
+    run: Mapping[str, Any] | None,
+) -> Comparison:
+    before = tables["before"]
+    targets = (*before.emotions, *aligned.families)
+    plan = aligned.layer_plan
+    pools = [[before.layers.index(layer) for layer in g] for g in plan.values()]
+    pooled = {name: levels.over(pools) for name, levels in aligned.levels.items()}
+    layers = tuple(str(layer) for layer in before.layers)
+    figures = partial(figure_set, n_resamples=n_resamples, seed=seed)
+    by_layer = partial(figures, labels=(before.readers, layers, targets))
+    by_group = partial(figures, labels=(before.readers, tuple(plan), targets))
+    summary = by_group(pooled, base=aligned.base.over(pools))
+    assistant = assistant_summary = None
+    if aligned.assistant is not None and aligned.assistant_base is not None:
+        spoken = {"base": aligned.assistant_base, "position": "assistant"}
+        assistant = by_layer(aligned.assistant, **spoken)
+        spoken["base"] = aligned.assistant_base.over(pools)
+        assistant_summary = by_group(
+            {name: levels.over(pools) for name, levels in aligned.assistant.items()},
+            **spoken,
+        )
+    headline = tuple(name for name in HEADLINE if name in targets)
+    return Comparison(
+        decision=by_layer(aligned.levels, base=aligned.base),
+        summary=summary,
+        assistant=assistant,
+        assistant_summary=assistant_summary,
+        levels=pooled,
+        headline_targets=headline,
+        cliffs=_cliffs(pooled, summary, aligned.audit_reader, headline, seed=seed),
+        prompts=aligned.prompts,
+        layers=before.layers,
+        emotions=before.emotions,
+        families=aligned.families,
+        layer_plan=plan,
+        audit_reader=aligned.audit_reader,
+        units=aligned.units,
+        gate=aligned.gate,
+        notes=aligned.notes,
+        judgement=judge(
+            summary,
+            Question(reader=aligned.audit_reader, place="audit"),
+            guards={name: t.meta.get("guards") or {} for name, t in tables.items()},
+        ),
+        meta={name: table.meta for name, table in tables.items()},
+        settings={"seed": seed, "n_resamples": n_resamples, "confidence": 0.95},
+        training=training,
+        run=run,
+    )
+
+
+def _cliffs(
+    levels: Mapping[str, Levels],
+    summary: FigureSet,
+    reader: str,
+    targets: tuple[str, ...],
+    *,
+    seed: int,
+) -> dict[str, Intervals]:
+    """Return Cliff's delta with its interval for a few targets of every arm."""
+    at = summary.readers.index(reader), summary.places.index("audit")
+    chosen = [summary.targets.index(target) for target in targets]
+    return {
+        arm: bootstrap_cliffs_delta(
+            level.failing[:, at[0], at[1]][:, chosen],
+            level.passing[:, at[0], at[1]][:, chosen],
+            seed=seed,
+        )
+        for arm, level in levels.items()
+    }

@@ -1,0 +1,101 @@
+"""What a comparison found: figures, checks, verdict, and where it writes them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from emoreg.comparison.figures import FigureSet, Levels
+from emoreg.comparison.verdict import Check, Judgement
+from emoreg.statistics.bootstrap import Intervals
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Comparison:
+    """Before and after by prompts, readers, layers and emotions.
+
+    Example:
+        `emoreg.compare(before, after, arms={"control": control}).save("report/")`
+    """
+
+    decision: FigureSet
+    """Per layer, at the decision token."""
+    summary: FigureSet
+    """The same averaged over each group of layers; verdict and checks come from it."""
+    assistant: FigureSet | None
+    """Per layer, over Assistant tokens; None where these were not measured."""
+    assistant_summary: FigureSet | None
+    """The same averaged over each group of layers."""
+    levels: dict[str, Levels]
+    """Per prompt levels of the summary, for distributions."""
+    headline_targets: tuple[str, ...]
+    """The families, desperate and calm, as far as they were read."""
+    cliffs: dict[str, Intervals]
+    """Cliff's delta of failing against passing prompts, by arm, over the headline
+    targets, by the audit reader at the audit layers."""
+    prompts: tuple[str, ...]
+    layers: tuple[int, ...]
+    emotions: tuple[str, ...]
+    families: dict[str, tuple[str, ...]]
+    layer_plan: dict[str, tuple[int, ...]]
+    audit_reader: str
+    units: str
+    """What a sigma_ref is here, in words."""
+    gate: str
+    """What decided where ratios are given, in words."""
+    notes: tuple[str, ...]
+    """What a reader of the figures must know besides."""
+    judgement: Judgement
+    meta: dict[str, dict[str, Any]]
+    """Each arm's `Readings.meta`."""
+    settings: dict[str, Any]
+    training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+    """Trainer `log_history` by arm, for the training curves."""
+    run: Mapping[str, Any] | None = None
+    """Stage times, settings, commands, machine, software."""
+
+    @property
+    def verdict(self) -> str:
+        """What the primary figures say, in plain words."""
+        return self.judgement.verdict
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """What must hold, what was found, passed or missed or withheld."""
+        return self.judgement.checks
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of the arms, "before" and "after" first."""
+        return tuple(self.decision.arms)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return one row per arm, position, reader, layer or group, and target."""
+        from emoreg.comparison.export import rows
+
+        spoken = (self.assistant, self.assistant_summary)
+        sets = (self.decision, self.summary, *spoken)
+        return rows([figures for figures in sets if figures is not None])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-able values, schema "emoreg.report/1"."""
+        from emoreg.comparison.export import document
+
+        return document(self)
+
+    def to_json(self) -> str:
+        """Return `to_dict` as text; numbers that are not finite become null."""
+        from emoreg.comparison.export import to_text
+
+        return to_text(self.to_dict())
+
+    def save(self, folder: str | Path) -> Path:
+        """Write index.html, report.json and PNG figures; return the page's path.
+
+        Raises:
+            ValueError: If the folder cannot be written, before anything is drawn.
+        """
+        from emoreg.comparison.export import save
+
+        return save(self, Path(folder))

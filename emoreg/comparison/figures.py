@@ -1,0 +1,245 @@
+"""The numbers of a comparison: levels, slopes, changes and ratios with intervals.
+
+Everything here is in units of `sigma_ref` and has one number per prompt. A *place* is
+a layer or a group of layers; a *target* is an emotion or a family of emotions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from emoreg.comparison.twins import TwinDifferences
+from emoreg.statistics.bootstrap import (
+    Intervals,
+    bootstrap_mean,
+    bootstrap_ratio,
+)
+from emoreg.statistics.effects import cliffs_delta, paired_effects
+
+RATIO_STANDARD_ERRORS = 3.0
+"""A ratio is given only where the base slope exceeds this many standard errors."""
+RATIO_CROSSING = 0.001
+"""And where at most this share of resampled base slopes has the other sign."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Units:
+    """What one `sigma_ref` and the success level are, per reader, layer, emotion."""
+
+    sigma: Float[np.ndarray, "reader layer emotion"]
+    success_level: Float[np.ndarray, "reader layer emotion"]
+    source: str
+    """Where they come from, in words."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Levels:
+    """Mean readings of both versions of each prompt, in sigma_ref above success."""
+
+    failing: Float[np.ndarray, "prompt reader place target"]
+    passing: Float[np.ndarray, "prompt reader place target"]
+
+    @property
+    def slope(self) -> Float[np.ndarray, "prompt reader place target"]:
+        """Failing minus passing."""
+        return self.failing - self.passing
+
+    def over(self, groups: Sequence[Sequence[int]]) -> "Levels":
+        """Average over groups of places, one new place per group."""
+        return Levels(
+            failing=_pool(self.failing, groups), passing=_pool(self.passing, groups)
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ArmFigures:
+    """One arm's figures; arrays are reader x place x target."""
+
+    slope: Intervals
+    d_z: Float[np.ndarray, "reader place target"]
+    cliffs_delta: Float[np.ndarray, "reader place target"]
+    fail_level: Float[np.ndarray, "reader place target"]
+    pass_level: Float[np.ndarray, "reader place target"]
+    change: Intervals | None
+    """Slope minus the slope before, paired by prompt; None for before itself."""
+    ratio: Intervals | None
+    """Slope over the slope before; NaN where `FigureSet.ratio_shown` is False."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FigureSet:
+    """All figures of one position, reader x place x target for every arm."""
+
+    position: str
+    readers: tuple[str, ...]
+    places: tuple[str, ...]
+    targets: tuple[str, ...]
+    arms: dict[str, ArmFigures]
+    beyond_control: Intervals | None
+    """Slope after minus slope of the control arm: what the terms did."""
+    base_errors: Float[np.ndarray, "reader place target"]
+    """The base slope over its standard error, which decides on ratios."""
+    ratio_shown: Bool[np.ndarray, "reader place target"]
+
+    def index(self, reader: str, place: str, target: str) -> tuple[int, int, int]:
+        """Return the index of one figure."""
+        return (
+            self.readers.index(reader),
+            self.places.index(place),
+            self.targets.index(target),
+        )
+
+
+def levels_of(
+    twins: TwinDifferences, units: Units, families: Sequence[Sequence[int]]
+) -> Levels:
+    """Return levels in sigma_ref, each family's mean appended to the emotions."""
+    both = []
+    for version in (twins.failing, twins.passing):
+        scaled = (version - units.success_level) / units.sigma
+        both.append(np.concatenate([scaled, _pool_last(scaled, families)], axis=-1))
+    return Levels(failing=both[0], passing=both[1])
+
+
+def own_units(twins: TwinDifferences) -> Units:
+    """Return units from a table's own twins, for want of a calibrated reference."""
+    spread = twins.values.std(axis=0, ddof=1)
+    # A reading that hardly varies would otherwise turn rounding into large slopes.
+    floor = 0.1 * np.median(spread, axis=-1, keepdims=True)
+    sigma = np.maximum(spread, floor)
+    if not (sigma > 0).all():
+        raise ValueError(
+            "The twin differences before must vary between prompts, found none that "
+            "do for some reader and layer; pass `reference_units` or other prompts."
+        )
+    return Units(
+        sigma=sigma,
+        success_level=twins.passing.mean(axis=0),
+        source="the spread of these prompts' own twin differences before training",
+    )
+
+
+def figure_set(
+    arms: Mapping[str, Levels],
+    *,
+    base: Levels,
+    labels: tuple[Sequence[str], Sequence[str], Sequence[str]],
+    position: str = "decision",
+    n_resamples: int,
+    seed: int,
+) -> FigureSet:
+    """Compute every figure of every arm from levels per prompt.
+
+    Intervals are BCa for means and differences, percentiles for ratios.
+
+    Args:
+        arms: Levels by arm, "before" and "after" among them; "control" is the arm
+            that "after" is held against.
+        base: The reference model's levels that decide where ratios are given.
+        labels: Names of readers, places and targets.
+        position: Where the readings were taken.
+        n_resamples: Bootstrap resamples, shared by all figures.
+        seed: Seed of the resamples.
+    """
+    errors = slope_in_standard_errors(base.slope)
+    shown = np.abs(errors) > RATIO_STANDARD_ERRORS
+    settings = {"n_resamples": n_resamples, "seed": seed, "keep": False}
+    before = arms["before"].slope
+    figures: dict[str, ArmFigures] = {}
+    for name, levels in arms.items():
+        change = ratio = None
+        if name != "before":
+            change = bootstrap_mean(levels.slope - before, **settings)
+            ratio = _ratio_where(shown, levels.slope, before, **settings)
+        figures[name] = ArmFigures(
+            slope=bootstrap_mean(levels.slope, **settings),
+            d_z=paired_effects(levels.passing, levels.failing).d_z,
+            cliffs_delta=cliffs_delta(levels.failing, levels.passing),
+            fail_level=levels.failing.mean(axis=0),
+            pass_level=levels.passing.mean(axis=0),
+            change=change,
+            ratio=ratio,
+        )
+        if ratio is not None:
+            shown = shown & np.isfinite(ratio.estimate)
+    beyond = None
+    if "control" in arms:
+        gap = arms["after"].slope - arms["control"].slope
+        beyond = bootstrap_mean(gap, **settings)
+    readers, places, targets = (tuple(names) for names in labels)
+    return FigureSet(
+        position=position,
+        readers=readers,
+        places=places,
+        targets=targets,
+        arms=figures,
+        beyond_control=beyond,
+        base_errors=errors,
+        ratio_shown=shown,
+    )
+
+
+def slope_in_standard_errors(
+    slope: Float[np.ndarray, "prompt *figure"],
+) -> Float[np.ndarray, "*figure"]:
+    """Return the mean slope over its standard error across prompts."""
+    error = slope.std(axis=0, ddof=1) / np.sqrt(len(slope))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(slope.mean(axis=0) / error)
+
+
+def _ratio_where(
+    shown: Bool[np.ndarray, "reader place target"],
+    after: Float[np.ndarray, "prompt reader place target"],
+    before: Float[np.ndarray, "prompt reader place target"],
+    *,
+    n_resamples: int,
+    seed: int,
+    keep: bool,
+) -> Intervals:
+    """Return ratios where the base slope carries one, NaN elsewhere."""
+    ratio = bootstrap_ratio(
+        after[:, shown],
+        before[:, shown],
+        n_resamples=n_resamples,
+        seed=seed,
+        keep=keep,
+    )
+    crossing = ratio.crossing
+    assert crossing is not None
+    firm = crossing <= RATIO_CROSSING
+    laid = {}
+    for name in ("estimate", "low", "high"):
+        full = np.full(shown.shape, np.nan)
+        full[shown] = np.where(firm, getattr(ratio, name), np.nan)
+        laid[name] = full
+    return Intervals(
+        **laid,
+        n=ratio.n,
+        dropped=ratio.dropped,
+        confidence=ratio.confidence,
+        method=ratio.method,
+    )
+
+
+def _pool(
+    values: Float[np.ndarray, "prompt reader place target"],
+    groups: Sequence[Sequence[int]],
+) -> Float[np.ndarray, "prompt reader group target"]:
+    return np.stack([values[:, :, list(g)].mean(axis=2) for g in groups], axis=2)
+
+
+def _pool_last(
+    values: Float[np.ndarray, "prompt reader place emotion"],
+    families: Sequence[Sequence[int]],
+) -> Float[np.ndarray, "prompt reader place family"]:
+    if not families:
+        return values[..., :0]
+    return np.stack([values[..., list(f)].mean(axis=-1) for f in families], axis=-1)

@@ -1,0 +1,191 @@
+"""Guard rails: what must stay as it was while readings change."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from emoreg.residual.layers import LayerPlan, num_layers
+from emoreg.residual.tokens import TurnMarkers, conversation_ids
+from emoreg.statistics.bootstrap import bootstrap_mean
+from emoreg.vectors.accuracy import accuracy
+from emoreg.vectors.corpus import Corpus
+from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.extract import neutral_ids
+from emoreg.vectors.pooled import pool_stories
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuardText:
+    """Token ids, and the first position whose prediction counts."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+def guard_texts(
+    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, *, limit: int | None = None
+) -> list[GuardText]:
+    """Return the answers of the retain set and the neutral `test` passages.
+
+    Args:
+        tokenizer: The model's.
+        corpus: Where they come from.
+        limit: At most this many of each kind; None for all.
+    """
+    markers = TurnMarkers.of(tokenizer)
+    texts = []
+    for exchange in corpus.retain()[:limit]:
+        messages = [
+            {"role": "user", "content": exchange.prompt},
+            {"role": "assistant", "content": exchange.answer},
+        ]
+        ids = conversation_ids(tokenizer, messages)
+        decision = markers.decision_tokens(torch.tensor([ids]))[0].nonzero()
+        texts.append(GuardText(ids=tuple(ids), start=int(decision[-1])))
+    for passage in corpus.neutral("test")[:limit]:
+        texts.append(GuardText(ids=tuple(neutral_ids(tokenizer, passage)), start=0))
+    return texts
+
+
+def guard_rails(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    vectors: EmotionVectors,
+    corpus: Corpus,
+    *,
+    limit: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Return KL to the reference and the held-out story accuracy.
+
+    A model with a peft adapter is compared with itself without the adapter; one
+    without is the reference, whose KL to itself is 0.
+
+    Args:
+        model: The model, with or without a peft adapter.
+        tokenizer: Its tokenizer.
+        vectors: Fitted on the reference model.
+        corpus: Where texts and stories come from.
+        limit: At most this many texts of each kind, and emotions; None for all.
+        quiet: No progress bar.
+    """
+    texts = guard_texts(tokenizer, corpus, limit=limit)
+    kl: dict[str, Any] = {"value": 0.0, "low": 0.0, "high": 0.0, "n": len(texts)}
+    if hasattr(model, "peft_config") and hasattr(model, "disable_adapter"):
+        kl = reference_kl(model, model.disable_adapter, texts, quiet=quiet)  # type: ignore[arg-type]
+    loss_layers = LayerPlan.for_depth(num_layers(model)).loss
+    layer = next((i for i in reversed(loss_layers) if i in vectors.layers), None)
+    return {
+        "kl": kl,
+        "story_top1": story_accuracy(
+            model,
+            tokenizer,
+            vectors,
+            corpus,
+            layer=vectors.layers[-1] if layer is None else layer,
+            limit=limit,
+            quiet=quiet,
+        ),
+    }
+
+
+@torch.no_grad()
+def reference_kl(
+    model: PreTrainedModel,
+    reference: Callable[[], AbstractContextManager],
+    texts: Sequence[GuardText],
+    *,
+    quiet: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the mean KL(reference || model) in nat per token, over all tokens.
+
+    Args:
+        model: The trained model.
+        reference: Gives a context in which `model` is the reference, such as
+            `model.disable_adapter`.
+        texts: What to compare on.
+        quiet: No progress bar.
+        seed: Of the bootstrap over texts.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    sums, counts = [], []
+    for text in tqdm(texts, desc="KL to the reference", disable=quiet):
+        ids = torch.tensor([text.ids], device=device)
+        with reference():
+            held = _log_probs(model, ids, text.start)
+        kl = _kl(held, _log_probs(model, ids, text.start))
+        sums.append(float(kl.sum()))
+        counts.append(kl.numel())
+    model.train(was_training)
+    per_text = np.asarray(sums) / np.asarray(counts)
+    interval = bootstrap_mean(per_text[:, None], seed=seed)
+    return {
+        "value": float(np.sum(sums) / np.sum(counts)),
+        "low": float(np.ravel(interval.low)[0]),
+        "high": float(np.ravel(interval.high)[0]),
+        "n": len(sums),
+        "unit": "nat per token; the interval is of the mean over texts",
+    }
+
+
+def story_accuracy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    vectors: EmotionVectors,
+    corpus: Corpus,
+    *,
+    layer: int,
+    reader: str | None = None,
+    limit: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Return how often `reader` still names the emotion of held-out stories.
+
+    Args:
+        model: The trained model.
+        tokenizer: Its tokenizer.
+        vectors: Fitted on the reference model.
+        corpus: Its `test` stories are read.
+        layer: Which layer.
+        reader: Which reader; LDA, which reads best, or else the first, when None.
+        limit: At most this many emotions, in the order of the vectors.
+        quiet: No progress bar.
+    """
+    if reader is None:
+        reader = LDA if LDA in vectors.readers else vectors.readers[0]
+    emotions = vectors.emotions[:limit]
+    stories = corpus.stories(emotions, split="test")
+    pooled = pool_stories(model, tokenizer, stories, [layer], quiet=quiet)
+    found = accuracy(vectors, pooled, reader=reader, layer=layer)
+    return {
+        "value": found.top1,
+        "top3": found.top3,
+        "n": found.texts,
+        "reader": reader,
+        "layer": layer,
+        "chance": found.chance[0],
+    }
+
+
+def _log_probs(
+    model: PreTrainedModel, ids: Tensor, start: int
+) -> Float[Tensor, "token vocab"]:
+    logits = model(input_ids=ids, use_cache=False).logits[0, start:-1]
+    return logits.float().log_softmax(-1)
+
+
+def _kl(
+    reference: Float[Tensor, "token vocab"], model: Float[Tensor, "token vocab"]
+) -> Float[Tensor, " token"]:
+    return (reference.exp() * (reference - model)).sum(-1)

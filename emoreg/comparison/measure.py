@@ -1,0 +1,128 @@
+"""Measuring: a model, conversations and vectors into a table of readings."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from emoreg.comparison.readings import SEGMENT_SCHEMA, Readings
+from emoreg.residual.layers import LayerPlan, num_layers, unwrapped
+from emoreg.training.reference import Reference, as_conversations
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reading import Segment, read_conversations
+from emoreg.vectors.transcripts import Conversation, Transcript
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Transcript | Conversation],
+    vectors: EmotionVectors,
+    *,
+    reference: Reference | None = None,
+    arm: str = "",
+    guards: dict[str, Any] | None = None,
+    budget: int = 2048,
+    quiet: bool = False,
+) -> Readings:
+    """Return readings at decision tokens and over Assistant turns, teacher-forced.
+
+    The given text is read and nothing is sampled, so that a difference between two
+    models is one of state and not of wording.
+
+    Args:
+        model: The model, with or without an adapter.
+        tokenizer: Its tokenizer.
+        prompts: Twins, or conversations with an outcome per Assistant turn.
+        vectors: The model's emotion vectors; every reader in them is used.
+        reference: Gives the table its units, so that thresholds are one everywhere.
+        arm: Name of the model in comparisons.
+        guards: Guard rails measured beside (`emoreg.comparison.guards`).
+        budget: Tokens per batch.
+        quiet: No progress bar.
+
+    Raises:
+        ValueError: If the reference has other vectors, or a conversation doesn't fit.
+    """
+    if reference is not None and reference.vectors_hash != vectors.hash:
+        raise ValueError(
+            "`reference` must have been calibrated with these vectors: it has the hash "
+            f"{reference.vectors_hash}, they have {vectors.hash}. Calibrate again"
+        )
+    conversations = as_conversations(prompts)
+    read = read_conversations(
+        model,
+        tokenizer,
+        conversations,
+        vectors,
+        budget=budget,
+        description=f"Measuring {arm}".strip(),
+        quiet=quiet,
+    )
+    rows = [_row(s, conversations[s.conversation]) for s in read.segments]
+    meta = _meta(model, conversations, vectors, reference)
+    return Readings(
+        segments=pa.Table.from_pylist(rows, schema=SEGMENT_SCHEMA),
+        values=read.values,
+        resid_norm=read.resid_norm,
+        readers=vectors.readers,
+        layers=vectors.layers,
+        emotions=vectors.emotions,
+        meta={**meta, "arm": arm, "guards": guards or {}},
+    )
+
+
+def _meta(
+    model: PreTrainedModel,
+    conversations: Sequence[Conversation],
+    vectors: EmotionVectors,
+    reference: Reference | None,
+) -> dict[str, Any]:
+    depth = num_layers(model)
+    plan = reference.plan if reference is not None else LayerPlan.for_depth(depth)
+    return {
+        "model": unwrapped(model).config._name_or_path,
+        "adapter": _adapter(model),
+        "vectors_hash": vectors.hash,
+        "prompts_hash": _prompts_hash(conversations),
+        "layer_plan": asdict(plan),
+        "units": _units(reference),
+        "dtype": str(model.dtype),
+        "software": {n: version(n) for n in ("torch", "transformers", "emoreg")},
+    }
+
+
+def _row(segment: Segment, conversation: Conversation) -> dict[str, Any]:
+    return {
+        "prompt": conversation.pair,
+        "style": conversation.style,
+        "variant": conversation.variant,
+        "turn": segment.turn,
+        "failure": segment.failure,
+        "position": segment.position,
+        "n_tokens": segment.token_end - segment.token_start,
+        "token_start": segment.token_start,
+        "token_end": segment.token_end,
+    }
+
+
+def _units(reference: Reference | None) -> dict[str, Any] | None:
+    if reference is None:
+        return None
+    names = ("sigma_ref", "success_level", "success_std")
+    return {name: getattr(reference, name).tolist() for name in names}
+
+
+def _adapter(model: PreTrainedModel) -> str | None:
+    config = getattr(model, "peft_config", None)
+    return ", ".join(config) if isinstance(config, dict) else None
+
+
+def _prompts_hash(conversations: Sequence[Conversation]) -> str:
+    texts = [[c.id, list(c.messages), list(c.failed)] for c in conversations]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]

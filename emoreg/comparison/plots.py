@@ -1,0 +1,231 @@
+"""Static PNG figures of a comparison, for pages without scripts and for slides."""
+
+import io
+from typing import Any
+
+import numpy as np
+
+from emoreg.comparison.comparison import Comparison
+from emoreg.comparison.curves import (
+    VERSIONS,
+    arm_label,
+    arm_order,
+    heats,
+    samples,
+    short,
+    slope_ranges,
+    training_panels,
+)
+
+# Okabe-Ito; versions and arms also differ by dash and marker.
+_VERSION_STYLE = {"failing": ("#D55E00", "-"), "passing": ("#0072B2", "--")}
+_ARM_STYLE = {
+    "before": ("#6F7681", "o", ":"),
+    "control": ("#B5578F", "s", "--"),
+    "after": ("#00806B", "D", "-"),
+}
+_OTHER_STYLE = ("#B07A00", "^", "-.")
+_INK, _MUTED, _GRID = "#1C1E21", "#5F6670", "#E3E3DE"
+_COLUMNS = 3
+
+
+def draw(comparison: Comparison) -> dict[str, bytes]:
+    """Return PNG files by name: distributions, slopes, changes, and training."""
+    from matplotlib import rc_context
+
+    with rc_context(_style()):
+        pictures = {
+            "distributions.png": _distributions(comparison),
+            "slopes.png": _slopes(comparison),
+            "changes.png": _changes(comparison),
+        }
+        if training_panels(comparison):
+            pictures["training.png"] = _training(comparison)
+    return pictures
+
+
+def _style() -> dict[Any, Any]:
+    return {
+        "font.family": "sans-serif",
+        "font.size": 8.5,
+        "axes.titlesize": 9.5,
+        "axes.titlelocation": "left",
+        "axes.edgecolor": _GRID,
+        "axes.labelcolor": _MUTED,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "text.color": _INK,
+        "xtick.color": _MUTED,
+        "ytick.color": _MUTED,
+        "figure.facecolor": "white",
+        # Names are data: a dollar sign in one must not start a formula.
+        "text.parse_math": False,
+    }
+
+
+def _panels(count: int, *, height: float) -> tuple[Any, list[Any]]:
+    """Return a figure on the non-interactive canvas and its axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = -(-count // _COLUMNS)
+    figure = Figure(figsize=(10.5, height * lines + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()
+    for spare in axes[count:]:
+        spare.set_visible(False)
+    return figure, list(axes[:count])
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _distributions(comparison: Comparison) -> bytes:
+    order = arm_order(comparison.arms)
+    figure, axes = _panels(
+        len(comparison.headline_targets), height=0.55 + 0.62 * len(order)
+    )
+    found = samples(comparison)
+    for axis, (target, drawn) in zip(axes, found.items(), strict=True):
+        tallest = max(float(sample.density.max()) for sample in drawn.values())
+        for floor, arm in enumerate(reversed(order)):
+            for version in VERSIONS:
+                _ridge(axis, drawn[arm, version], floor, tallest, version)
+        axis.set_title(short(target, 32))
+        axis.set_yticks(range(len(order)), [short(arm) for arm in reversed(order)])
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.set_xlabel("σ_ref above success")
+    _key(figure, {name: (*style, "") for name, style in _VERSION_STYLE.items()})
+    return _png(figure)
+
+
+def _ridge(axis: Any, sample: Any, floor: int, tallest: float, version: str) -> None:
+    colour, dash = _VERSION_STYLE[version]
+    height = floor + 0.72 * sample.density / tallest
+    shade = 0.22 if version == "failing" else 0.1
+    axis.fill_between(sample.grid, floor, height, color=colour, alpha=shade, lw=0)
+    axis.plot(sample.grid, height, color=colour, ls=dash, lw=1.4)
+    depth = np.full(
+        len(sample.values), floor - (0.08 if version == "failing" else 0.17)
+    )
+    marker, fill = ("o", colour) if version == "failing" else ("D", "none")
+    axis.scatter(
+        sample.values,
+        depth,
+        s=6,
+        marker=marker,
+        facecolors=fill,
+        edgecolors=colour,
+        lw=0.6,
+    )
+
+
+def _slopes(comparison: Comparison) -> bytes:
+    figures = comparison.decision
+    order = arm_order(comparison.arms)
+    reader = figures.readers.index(comparison.audit_reader)
+    figure, axes = _panels(len(comparison.headline_targets), height=2.1)
+    places = np.arange(len(figures.places))
+    ranges = slope_ranges(figures, comparison.audit_reader, comparison.headline_targets)
+    for axis, target in zip(axes, comparison.headline_targets, strict=True):
+        column = figures.targets.index(target)
+        _bands(axis, comparison)
+        axis.axhline(0, color=_MUTED, lw=0.7)
+        for number, arm in enumerate(order):
+            colour, marker, dash = _ARM_STYLE.get(arm, _OTHER_STYLE)
+            slope = figures.arms[arm].slope
+            middle = slope.estimate[reader, :, column]
+            shift = places + 0.16 * (number - (len(order) - 1) / 2)
+            ends = slope.low[reader, :, column], slope.high[reader, :, column]
+            axis.vlines(shift, *ends, color=colour, lw=1)
+            axis.plot(
+                shift, middle, color=colour, marker=marker, ls=dash, ms=3.5, lw=1.2
+            )
+        axis.set_title(short(target, 32))
+        axis.set_xticks(places, figures.places)
+        axis.set_ylim(ranges[target])
+        axis.set_xlabel("layer")
+    axes[0].set_ylabel("failure slope, σ_ref")
+    _arm_key(figure, order)
+    return _png(figure)
+
+
+def _bands(axis: Any, comparison: Comparison) -> None:
+    """Shade the layers the loss acted on and those the audit reads."""
+    for group, colour in (("loss", "#E69F00"), ("audit", "#56B4E9")):
+        layers = comparison.layer_plan.get(group, ())
+        if len(layers) < len(comparison.layers):
+            for layer in layers:
+                at = comparison.layers.index(layer)
+                axis.axvspan(at - 0.5, at + 0.5, color=colour, alpha=0.14, lw=0)
+
+
+def _changes(comparison: Comparison) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    maps = heats(comparison)
+    rows = len(maps[0].emotions)
+    figure = Figure(figsize=(10.5, 0.15 * rows + 1.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    colours = LinearSegmentedColormap.from_list("", ["#0072B2", "#F4F4F0", "#D55E00"])
+    largest = max(float(np.abs(heat.values).max()) for heat in maps) or 1.0
+    for axis, heat in zip(axes, maps, strict=True):
+        image = axis.imshow(
+            heat.values, cmap=colours, vmin=-largest, vmax=largest, aspect="auto"
+        )
+        axis.set_title(f"Change of the failure slope, {heat.title}")
+        axis.set_xticks(range(len(heat.layers)), [str(n) for n in heat.layers])
+        axis.set_yticks(
+            range(rows), [short(emotion) for emotion in heat.emotions], fontsize=7
+        )
+        axis.tick_params(length=0)
+        axis.set_xlabel("layer")
+    figure.colorbar(image, ax=list(axes), shrink=0.4, label="σ_ref")
+    return _png(figure)
+
+
+def _training(comparison: Comparison) -> bytes:
+    panels = training_panels(comparison)
+    figure, axes = _panels(len(panels), height=1.8)
+    arms: dict[str, None] = {}
+    for axis, panel in zip(axes, panels, strict=True):
+        for arm, (steps, values) in panel.lines.items():
+            colour, _, dash = _ARM_STYLE.get(arm, _OTHER_STYLE)
+            axis.plot(steps, values, color=colour, ls=dash, lw=1.4)
+            arms[arm] = None
+        axis.set_title(short(panel.key, 32))
+        axis.set_xlabel("step")
+    _arm_key(figure, tuple(arms))
+    return _png(figure)
+
+
+def _arm_key(figure: Any, arms: tuple[str, ...]) -> None:
+    styles = {}
+    for arm in arms:
+        colour, marker, dash = _ARM_STYLE.get(arm, _OTHER_STYLE)
+        styles[short(arm_label(arm), 24)] = (colour, dash, marker)
+    _key(figure, styles)
+
+
+def _key(figure: Any, styles: dict[str, tuple[str, str, str]]) -> None:
+    """Name every line once, below the panels."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour, ls=dash, marker=marker or None, ms=4)
+        for colour, dash, marker in styles.values()
+    ]
+    figure.legend(
+        handles,
+        list(styles),
+        loc="outside lower left",
+        ncols=len(styles),
+        frameon=False,
+    )

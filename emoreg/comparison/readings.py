@@ -1,0 +1,352 @@
+"""The table of readings: what was measured, where, on which text, by which reader."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from emoreg.comparison.twins import (
+    RoundDifferences,
+    SegmentColumns,
+    TwinDifferences,
+    TwinPairs,
+    average_rounds,
+    pair_twins,
+    split_rounds,
+)
+
+SEGMENT_SCHEMA = pa.schema(
+    [
+        ("prompt", pa.string()),
+        ("style", pa.string()),
+        ("variant", pa.string()),
+        ("turn", pa.int32()),
+        ("failure", pa.float32()),
+        ("position", pa.string()),
+        ("n_tokens", pa.int32()),
+        ("token_start", pa.int32()),
+        ("token_end", pa.int32()),
+    ]
+)
+"""The columns every segments table holds; further columns are kept as they are."""
+
+FORMAT = "emoreg.readings/1"
+_META_KEY = b"emoreg"
+_AXES_KEY = b"emoreg.axes"
+_VALUE_COLUMNS = (
+    "segment",
+    "reader",
+    "layer",
+    "emotion",
+    "resid_norm",
+    "projection",
+    "cosine",
+    "z",
+)
+_ROWS_PER_GROUP = 500_000
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Readings:
+    """Readings of one model on one set of prompts, dense over readers and layers.
+
+    Example:
+        `Readings.load("before.parquet").twin_differences().values.mean(axis=0)` is
+        the failure slope per reader, layer and emotion.
+    """
+
+    segments: pa.Table
+    """One row per prompt, variant, Assistant turn and position group."""
+    values: Float[np.ndarray, "segment reader layer emotion"]
+    """Projections on the unit directions, float32; NaN where not measured."""
+    resid_norm: Float[np.ndarray, "segment layer"]
+    """Mean norm of the residual stream over the segment's tokens, float32."""
+    readers: tuple[str, ...]
+    layers: tuple[int, ...]
+    emotions: tuple[str, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+    """JSON-able: model, arm, hashes, units, guards, layer plan, command."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "segments", _checked_segments(self.segments))
+        for name in ("readers", "layers", "emotions"):
+            _check_axis(name, getattr(self, name))
+        expected = {
+            "values": (
+                self.segments.num_rows,
+                len(self.readers),
+                len(self.layers),
+                len(self.emotions),
+            ),
+            "resid_norm": (self.segments.num_rows, len(self.layers)),
+        }
+        for name, shape in expected.items():
+            array = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
+            _check_array(name, array, shape)
+            object.__setattr__(self, name, array)
+        try:
+            json.dumps(self.meta)
+        except TypeError as error:
+            raise TypeError(
+                f"`meta` must hold JSON values only, found {error}; convert arrays "
+                "with `.tolist()` and paths with `str`."
+            ) from error
+
+    @property
+    def n_missing(self) -> int:
+        """How many readings are NaN."""
+        return int(np.isnan(self.values).sum())
+
+    def twin_differences(self, position: str = "decision") -> TwinDifferences:
+        """Return per prompt the mean over its rounds of failing minus passing.
+
+        Raises:
+            ValueError: If prompts have one version only, or one class is missing.
+        """
+        return average_rounds(self.values, self._pairs(position))
+
+    def by_round(self, position: str = "decision") -> RoundDifferences:
+        """Return failing minus passing per prompt and feedback round."""
+        return split_rounds(self.values, self._pairs(position))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the long table to parquet, whole or not at all.
+
+        One row per segment, reader, layer and emotion; `cosine` is the projection
+        over `resid_norm`, `z` is against passing decision tokens of the reference
+        and null where `meta["units"]` is missing.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            self._write(partial)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Readings":
+        """Read a table written by `save`; the dense arrays come back exactly.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is truncated, foreign or incomplete.
+        """
+        source = Path(path)
+        if not source.is_file():
+            raise FileNotFoundError(
+                f"`path` must be a readings file, found nothing at {source}; write "
+                "one with `emoreg measure` or `Readings.save`."
+            )
+        try:
+            table = pq.read_table(source)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{source} must be a whole parquet file, found one that cannot be "
+                f"read ({error}); it may be truncated: measure again or copy it anew."
+            ) from error
+        stored = table.schema.metadata or {}
+        missing = [name for name in _VALUE_COLUMNS if name not in table.column_names]
+        if _META_KEY not in stored or _AXES_KEY not in stored or missing:
+            raise ValueError(
+                f"{source} must be a readings table written by emoreg, found parquet "
+                f"without {'columns ' + ', '.join(missing) if missing else 'its marks'}"
+                "; pass a file written by `emoreg measure` or `Readings.save`."
+            )
+        axes = json.loads(stored[_AXES_KEY])
+        if axes.get("format") != FORMAT:
+            raise ValueError(
+                f"{source} must have format {FORMAT!r}, found {axes.get('format')!r}; "
+                "read it with the version of emoreg that wrote it."
+            )
+        return cls(**_dense(table, axes, source), meta=json.loads(stored[_META_KEY]))
+
+    def _pairs(self, position: str) -> TwinPairs:
+        names = ("prompt", "variant", "turn", "failure", "position")
+        columns = {name: self.segments[name].to_pylist() for name in names}
+        return pair_twins(SegmentColumns(**columns), position=position)
+
+    def _write(self, path: Path) -> None:
+        axes = {
+            "format": FORMAT,
+            "readers": list(self.readers),
+            "layers": list(self.layers),
+            "emotions": list(self.emotions),
+            "n_segments": self.segments.num_rows,
+        }
+        metadata = {
+            _META_KEY: json.dumps(self.meta).encode(),
+            _AXES_KEY: json.dumps(axes).encode(),
+        }
+        per_segment = int(np.prod(self.values.shape[1:]))
+        step = max(1, _ROWS_PER_GROUP // per_segment)
+        schema = self._rows(0, 0).schema.with_metadata(metadata)
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for start in range(0, self.segments.num_rows, step):
+                rows = self._rows(start, min(start + step, self.segments.num_rows))
+                writer.write_table(rows.replace_schema_metadata(metadata))
+
+    def _rows(self, start: int, stop: int) -> pa.Table:
+        """Return the long rows of the segments from `start` to `stop`."""
+        projection = self.values[start:stop]
+        shape = projection.shape
+        size = int(np.prod(shape[1:]))
+        owner = np.repeat(np.arange(start, stop, dtype=np.int32), size)
+        columns: dict[str, Any] = {}
+        for name in self.segments.column_names:
+            column = self.segments[name].combine_chunks().take(pa.array(owner))
+            text = pa.types.is_string(column.type)
+            columns[name] = column.dictionary_encode() if text else column
+        grid = np.indices(shape, dtype=np.int32).reshape(4, -1)
+        norm = np.broadcast_to(self.resid_norm[start:stop, None, :, None], shape)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cosine = (projection / norm).astype(np.float32)
+        columns["segment"] = pa.array(owner)
+        columns["reader"] = _coded(grid[1], self.readers)
+        columns["layer"] = pa.array(np.asarray(self.layers, np.int32)[grid[2]])
+        columns["emotion"] = _coded(grid[3], self.emotions)
+        columns["resid_norm"] = pa.array(norm.reshape(-1))
+        columns["projection"] = pa.array(projection.reshape(-1))
+        columns["cosine"] = pa.array(cosine.reshape(-1))
+        columns["z"] = self._z(projection)
+        return pa.table(columns)
+
+    def _z(
+        self, projection: Float[np.ndarray, "segment reader layer emotion"]
+    ) -> pa.Array:
+        units = self.meta.get("units") or {}
+        if "success_level" not in units or "success_std" not in units:
+            return pa.nulls(projection.size, pa.float32())
+        level = np.asarray(units["success_level"], np.float64)
+        spread = np.asarray(units["success_std"], np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = (projection - level) / spread
+        return pa.array(z.astype(np.float32).reshape(-1))
+
+
+def _checked_segments(table: pa.Table) -> pa.Table:
+    """Return the segments with the required columns first and in their types."""
+    missing = [name for name in SEGMENT_SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise ValueError(
+            f"`segments` must have the columns {SEGMENT_SCHEMA.names}, found none "
+            f"named {missing}; see SEGMENT_SCHEMA."
+        )
+    if table.num_rows == 0:
+        raise ValueError(
+            "`segments` must have at least one row, found an empty table; check the "
+            "prompts: no Assistant turn was measured."
+        )
+    taken = sorted(set(_VALUE_COLUMNS) & set(table.column_names))
+    if taken:
+        raise ValueError(
+            f"`segments` must not have columns named {taken}, which the saved table "
+            "uses itself; rename them."
+        )
+    for name in SEGMENT_SCHEMA.names:
+        place = table.column_names.index(name)
+        cast = table[name].cast(SEGMENT_SCHEMA.field(name).type)
+        table = table.set_column(place, name, cast)
+    others = [name for name in table.column_names if name not in SEGMENT_SCHEMA.names]
+    return table.select([*SEGMENT_SCHEMA.names, *others]).replace_schema_metadata(None)
+
+
+def _check_axis(name: str, labels: tuple[str, ...] | tuple[int, ...]) -> None:
+    if not labels or len(set(labels)) != len(labels):
+        raise ValueError(
+            f"`{name}` must be distinct and not empty, found {labels!r}; give each "
+            "index of the array one label."
+        )
+
+
+def _check_array(
+    name: str, array: Float[np.ndarray, "..."], shape: tuple[int, ...]
+) -> None:
+    if array.shape != shape:
+        raise ValueError(
+            f"`{name}` must have shape {shape} (from segments, readers, layers and "
+            f"emotions), found {array.shape}; check the order of the axes."
+        )
+    infinite = int(np.isinf(array).sum())
+    if infinite:
+        raise ValueError(
+            f"`{name}` must be finite or NaN, found {infinite} infinite numbers; "
+            "accumulate readings in float32 and look for an overflow."
+        )
+
+
+def _coded(codes: np.ndarray, labels: tuple[str, ...]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(list(labels)))
+
+
+def _dense(table: pa.Table, axes: dict[str, Any], source: Path) -> dict[str, Any]:
+    """Return the constructor's arguments from the long table, in any row order."""
+    readers, emotions = axes["readers"], axes["emotions"]
+    shape = (axes["n_segments"], len(readers), len(axes["layers"]), len(emotions))
+    place = _row_places(table, axes, shape)
+    if place is None:
+        raise ValueError(
+            f"{source} must hold each segment, reader, layer and emotion once "
+            f"({int(np.prod(shape))} rows), found {table.num_rows} rows that do not "
+            "fill the grid; rows were removed or repeated: load the original file."
+        )
+    values = np.empty(shape, np.float32)
+    values.reshape(-1)[place] = table["projection"].to_numpy()
+    norms = np.empty(shape, np.float32)
+    norms.reshape(-1)[place] = table["resid_norm"].to_numpy()
+    first = np.empty(int(np.prod(shape)), np.int64)
+    first[place] = np.arange(len(place))
+    rows = first.reshape(shape[0], -1)[:, 0]
+    kept = [name for name in table.column_names if name not in _VALUE_COLUMNS]
+    segments = table.select(kept).take(pa.array(rows))
+    for name in kept:
+        if pa.types.is_dictionary(segments.schema.field(name).type):
+            plain = segments[name].cast(pa.string())
+            segments = segments.set_column(kept.index(name), name, plain)
+    return {
+        "segments": segments.combine_chunks(),
+        "values": values,
+        "resid_norm": norms[:, 0, :, 0],
+        "readers": tuple(readers),
+        "layers": tuple(axes["layers"]),
+        "emotions": tuple(emotions),
+    }
+
+
+def _row_places(
+    table: pa.Table, axes: dict[str, Any], shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """Return each row's flat index, or None if the rows do not fill the grid."""
+    if table.num_rows != int(np.prod(shape)):
+        return None
+    indices = [table["segment"].to_numpy()]
+    for name, key in (
+        ("reader", "readers"),
+        ("layer", "layers"),
+        ("emotion", "emotions"),
+    ):
+        order = {label: number for number, label in enumerate(axes[key])}
+        column = table[name].combine_chunks()
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        known = [order.get(label, -1) for label in column.dictionary.to_pylist()]
+        indices.append(np.asarray(known, np.int64)[column.indices.to_numpy()])
+    inside = all(
+        ((index >= 0) & (index < size)).all()
+        for index, size in zip(indices, shape, strict=True)
+    )
+    if not inside:
+        return None
+    place = np.asarray(np.ravel_multi_index(tuple(indices), shape))
+    filled = np.zeros(len(place), bool)
+    filled[place] = True
+    return place if filled.all() else None

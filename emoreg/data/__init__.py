@@ -1,0 +1,1 @@
+"""The packaged corpus: stories, twins of work that fails or passes, prompts."""

@@ -1,0 +1,1 @@
+"""Loss terms: they see readings, log-probabilities and outcomes, never a model."""

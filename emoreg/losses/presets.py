@@ -1,0 +1,170 @@
+"""Sets of terms that belong together."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
+from emoreg.losses.band import BandPenalty
+from emoreg.losses.contrast import ContrastPenalty
+from emoreg.losses.term import AbstractTerm, Probe, probe_of, refuse_audit_items
+from emoreg.residual.layers import LayerPlan
+from emoreg.vectors.corpus import Corpus, Roles
+from emoreg.vectors.emotion_vectors import EmotionVectors
+
+
+@runtime_checkable
+class ReferenceUnits(Protocol):
+    """What a preset needs of a `Reference`: units and levels, in raw projections."""
+
+    @property
+    def plan(self) -> LayerPlan:
+        """Which layers a loss may use."""
+        ...
+
+    @property
+    def vectors_hash(self) -> str:
+        """Hash of the vectors that were calibrated."""
+        ...
+
+    def unit(
+        self,
+        figure: str,
+        *,
+        reader: str,
+        layers: Sequence[int],
+        emotions: Sequence[str],
+    ) -> Float[Tensor, "layer emotion"]:
+        """Return `sigma_ref`, `success_level`, `success_std` or `gap`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """Terms with the reference whose units they use."""
+
+    terms: tuple[AbstractTerm, ...]
+    reference: ReferenceUnits
+
+    def __iter__(self) -> Iterator[AbstractTerm]:
+        """Iterate over the terms."""
+        return iter(self.terms)
+
+    def __len__(self) -> int:
+        """Return how many terms there are."""
+        return len(self.terms)
+
+
+def decouple(
+    vectors: EmotionVectors,
+    reference: ReferenceUnits,
+    *,
+    reader: str = "lda",
+    contrast: float = 1.0,
+    band: float = 0.1,
+    meaning: float = 1.0,
+    kl: float = 1.0,
+    keep: float = 0.25,
+    calm_band: tuple[float, float] = (0.0, 1.0),
+    roles: Roles | None = None,
+) -> Terms:
+    """Return the default set: contrast, calm band, meaning anchor, KL.
+
+    Args:
+        vectors: The model's emotion vectors.
+        reference: What `calibrate` measured with these vectors.
+        reader: Which directions the loss acts on; audit readers are refused.
+        contrast: Weight of `ContrastPenalty`, the decoupler itself.
+        band: Weight of `BandPenalty` on calm.
+        meaning: Weight of `MeaningAnchor`; lower it and directions may lose meaning.
+        kl: Weight of `ReferenceKL`; higher keeps the output nearer the reference's.
+        keep: Share of the failure contrast that may stay.
+        calm_band: Floor and ceiling of calm on failing turns, in standard deviations
+            of passing decision tokens above the success level.
+        roles: Which emotions are lowered and raised; the packaged roles when None.
+
+    Raises:
+        ValueError: If the reference belongs to other vectors, none of the loss
+            emotions has a vector, or an audit item is asked for.
+    """
+    if reference.vectors_hash != vectors.hash:
+        raise ValueError(
+            "`reference` must have been calibrated with these vectors: it has the hash "
+            f"{reference.vectors_hash}, they have {vectors.hash}. Run `emoreg "
+            "calibrate` again"
+        )
+    roles = Corpus.packaged().roles() if roles is None else roles
+    lower, raised = _loss_emotions(vectors, roles)
+    refuse_audit_items(roles, emotions=lower + raised, reader=reader)
+    probe = _probe(vectors, reference, reader, lower + raised)
+    gap = _in_units(reference, "gap", probe)
+    signs = torch.tensor([1.0] * len(lower) + [-1.0] * len(raised))
+    terms: list[AbstractTerm] = [
+        ContrastPenalty(probe, signs, gap, weight=contrast, keep=keep)
+    ]
+    if "calm" in vectors.emotions:
+        terms.append(_calm_band(vectors, reference, reader, calm_band, band))
+    held = {*roles.audit_lower, *roles.audit_raise}
+    free = [emotion for emotion in vectors.emotions if emotion not in held]
+    anchor = MeaningAnchor(_probe(vectors, reference, reader, free), weight=meaning)
+    terms += [anchor, ReferenceKL(weight=kl)]
+    return Terms(terms=tuple(terms), reference=reference)
+
+
+def _loss_emotions(
+    vectors: EmotionVectors, roles: Roles
+) -> tuple[list[str], list[str]]:
+    """Return the emotions to lower and to raise that have a vector."""
+    lower = [e for e in roles.lower if e in vectors.emotions]
+    raised = [e for e in roles.raise_ if e in vectors.emotions]
+    if not lower and not raised:
+        raise ValueError(
+            "the vectors must contain some of the loss emotions "
+            f"({', '.join((*roles.lower, *roles.raise_))}); they contain none"
+        )
+    return lower, raised
+
+
+def _calm_band(
+    vectors: EmotionVectors,
+    reference: ReferenceUnits,
+    reader: str,
+    band: tuple[float, float],
+    weight: float,
+) -> BandPenalty:
+    probe = _probe(vectors, reference, reader, ["calm"])
+    spread = _in_units(reference, "success_std", probe)
+    return BandPenalty(
+        probe,
+        _in_units(reference, "gap", probe),
+        low=band[0] * spread,
+        high=band[1] * spread,
+        weight=weight,
+    )
+
+
+def _probe(
+    vectors: EmotionVectors, reference: ReferenceUnits, reader: str, names: list[str]
+) -> Probe:
+    layers = reference.plan.loss
+    at = {"reader": reader, "layers": layers, "emotions": names}
+    return probe_of(
+        vectors,
+        **at,
+        success_level=reference.unit("success_level", **at),
+        sigma=reference.unit("sigma_ref", **at),
+    )
+
+
+def _in_units(
+    reference: ReferenceUnits, figure: str, probe: Probe
+) -> Float[Tensor, "layer emotion"]:
+    """Return a figure of the reference in the probe's unit."""
+    raw = reference.unit(
+        figure, reader=probe.reader, layers=probe.layers, emotions=list(probe.emotions)
+    )
+    return raw / probe.sigma

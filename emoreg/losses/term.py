@@ -1,0 +1,172 @@
+"""What a term is and what it sees: readings and outcomes, never a model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from emoreg.vectors.corpus import Roles
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.readers import AUDIT_READERS
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sum over processes; the identity for one."""
+
+
+def alone(x: Tensor) -> Tensor:
+    """Return `x`: the sum over processes when there is one."""
+    return x
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Probe:
+    """The directions a term reads with: one reader, some layers and emotions.
+
+    Readings are `(projection - success level) / sigma_ref`, so 0 is where the
+    reference model stands after passing feedback, in the one unit of thresholds.
+    """
+
+    directions: Float[Tensor, "layer emotion d_model"]
+    zero: Float[Tensor, "layer emotion"]
+    """Projection of the centre plus the success level, in the model's own units."""
+    sigma: Float[Tensor, "layer emotion"]
+    layers: tuple[int, ...]
+    emotions: tuple[str, ...]
+    reader: str
+
+    def read(
+        self, stream: Float[Tensor, "... d_model"], *, layer: int
+    ) -> Float[Tensor, "... emotion"]:
+        """Return the readings of a residual stream, in float32, with its gradient."""
+        row = self.layers.index(layer)
+        device = stream.device
+        projection = stream.float() @ self.directions[row].to(device).T
+        return (projection - self.zero[row].to(device)) / self.sigma[row].to(device)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DecisionReadings:
+    """Readings at decision tokens, one segment each."""
+
+    values: Float[Tensor, "segment layer emotion"]
+    """With gradient."""
+    failure: Float[Tensor, " segment"]
+    """In [0, 1]; NaN where unknown or where there is no segment."""
+    reference: Float[Tensor, "segment layer emotion"] | None = None
+    """The reference model's readings at the same tokens, where they are cached."""
+
+    @property
+    def failing(self) -> Float[Tensor, " segment"]:
+        """Weight of each segment as a failing one."""
+        return self.failure.nan_to_num(0.0)
+
+    @property
+    def succeeding(self) -> Float[Tensor, " segment"]:
+        """Weight of each segment as a succeeding one."""
+        return (1.0 - self.failure).nan_to_num(0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PassageReadings:
+    """Readings at every token of fixed passages, with the reference's."""
+
+    values: Float[Tensor, "passage pos layer emotion"]
+    reference: Float[Tensor, "passage pos layer emotion"]
+    mask: Bool[Tensor, "passage pos"]
+
+
+class AbstractTerm(ABC):
+    """A loss term with its weight.
+
+    A term reads through `probe` and is called with what its kind needs. State that a
+    checkpoint must keep is in `state_dict`.
+    """
+
+    name: str
+    weight: float
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what must survive a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+        del state
+
+
+class AbstractDecisionTerm(AbstractTerm):
+    """A term on readings at the decision tokens of the trainer's own batch."""
+
+    probe: Probe
+
+    @abstractmethod
+    def __call__(self, readings: DecisionReadings, reduce: Reduce = alone) -> Tensor:
+        """Return the unweighted term, a scalar with gradient."""
+
+
+def checked_weight(weight: float) -> float:
+    """Return `weight`.
+
+    Raises:
+        ValueError: If it is negative or not finite.
+    """
+    if not 0 <= weight < float("inf"):
+        raise ValueError(
+            f"`weight` must be a finite number >= 0, got {weight}. To push the other "
+            "way, change the sign of the term's emotions instead"
+        )
+    return float(weight)
+
+
+def refuse_audit_items(
+    roles: Roles,
+    *,
+    emotions: Sequence[str] = (),
+    layers: Sequence[int] = (),
+    audit_layers: Sequence[int] = (),
+    reader: str = "",
+) -> None:
+    """Keep what judges the training out of the training.
+
+    Raises:
+        ValueError: If a loss would use an audit emotion, layer or reader.
+    """
+    for kind, asked, kept in (
+        ("emotion", emotions, {*roles.audit_lower, *roles.audit_raise}),
+        ("layer", layers, set(audit_layers)),
+        ("reader", [reader], set(AUDIT_READERS)),
+    ):
+        taken = [item for item in asked if item in kept]
+        if taken:
+            raise ValueError(
+                f"a loss must not use what the audit judges by; {kind} "
+                f"{', '.join(map(repr, taken))} belongs to the audit. Choose a loss "
+                f"{kind} (audit {kind}s: {', '.join(sorted(map(str, kept)))})"
+            )
+
+
+def probe_of(
+    vectors: EmotionVectors,
+    *,
+    reader: str,
+    layers: Sequence[int],
+    emotions: Sequence[str],
+    success_level: Float[Tensor, "layer emotion"],
+    sigma: Float[Tensor, "layer emotion"],
+) -> Probe:
+    """Return the probe of `reader` at `layers` for `emotions`."""
+    rows = [vectors.layer_index(layer) for layer in layers]
+    columns = list(vectors.emotion_indices(emotions))
+    chosen = vectors.directions[vectors.reader_index(reader)][rows][:, columns]
+    centre = torch.einsum("ld,led->le", vectors.centre[rows], chosen)
+    return Probe(
+        directions=chosen,
+        zero=centre + success_level,
+        sigma=sigma,
+        layers=tuple(layers),
+        emotions=tuple(emotions),
+        reader=reader,
+    )

@@ -1,0 +1,1 @@
+"""The guided first run: extract, calibrate, train two arms, measure, report."""

@@ -1,0 +1,274 @@
+"""The stages of a quickstart, in their order."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emoreg.comparison.compare import Comparison, compare
+from emoreg.comparison.guards import guard_rails
+from emoreg.comparison.measure import measure
+from emoreg.comparison.readings import Readings
+from emoreg.demo import Loaded, load_any
+from emoreg.quickstart.plan import Plan, tokens_per_second
+from emoreg.quickstart.recipe import load_recipe
+from emoreg.training.reference import Reference, as_conversations, calibrate
+from emoreg.vectors.accuracy import accuracy_lines
+from emoreg.vectors.corpus import Corpus
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.extract import extract
+from emoreg.vectors.transcripts import Conversation
+
+_ARMS = {"after": "decouple", "control": "none"}
+_SOFTWARE = ("emoreg", "torch", "transformers", "trl", "peft", "accelerate")
+
+
+@dataclass(kw_only=True, slots=True)
+class Quickstart:
+    """One run, from the model's weights to the page."""
+
+    out: Path
+    """Folder for vectors, reference, tables, adapters and the report."""
+    plan: Plan
+    model: str = "demo"
+    """`demo`, a folder or a hub id."""
+    seed: int = 0
+    """Of data order, adapters and bootstraps."""
+    learning_rate: float = 2e-4
+    quiet: bool = False
+    say: Callable[[str], None] = print
+    """Receives one plain sentence a stage."""
+    corpus: Corpus = field(default_factory=Corpus.packaged)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> Path:
+        """Run every stage and return the path of the page."""
+        self._require_writable()
+        with self._stage("load", f"Loading {self.model}."):
+            loaded = load_any(self.model)
+        speed = self._estimate(loaded)
+        vectors = self._extract(loaded)
+        reference = self._calibrate(loaded, vectors)
+        with self._stage("measure before", "Measuring held-out twins, untrained."):
+            tables = {"before": self._measure(loaded, vectors, reference, "before")}
+            gate = (
+                self._gate(loaded, vectors, reference) if self.plan.dev_gate else None
+            )
+        del loaded
+        logs = {}
+        for arm in _ARMS:
+            tables[arm], logs[arm] = self._arm(arm, vectors, reference)
+        with self._stage("report", "Comparing and writing the report."):
+            comparison = compare(
+                tables["before"],
+                tables["after"],
+                arms={"control": tables["control"]},
+                gate=gate,
+                seed=self.seed,
+                training=logs,
+                run=self._record(speed),
+            )
+            page = comparison.save(self.out / "report")
+        self._conclude(comparison, page)
+        return page
+
+    def _arm(
+        self, arm: str, vectors: EmotionVectors, reference: Reference
+    ) -> tuple[Readings, list[dict[str, Any]]]:
+        """Train one arm from the untrained weights, and measure it."""
+        kind = "with the terms" if arm == "after" else "without terms (control)"
+        with self._stage(f"train {arm}", f"Training {kind}."):
+            trainer = self._train(arm)
+        with self._stage(f"measure {arm}", "Measuring the same twins again."):
+            tuned = Loaded(
+                model=trainer.model,
+                tokenizer=trainer.processing_class,
+                name=self.model,
+            )
+            return self._measure(tuned, vectors, reference, arm), list(
+                trainer.state.log_history
+            )
+
+    def _estimate(self, loaded: Loaded) -> float:
+        speed = tokens_per_second(loaded.model)
+        cached = self._cached_vectors(loaded) is not None
+        tokens = self.plan.forward_tokens(cached=cached)
+        self.say(
+            f"    {str(loaded.model.dtype).removeprefix('torch.')} on "
+            f"{loaded.model.device}, {speed:.0f} tokens/s: about "
+            f"{tokens / speed / 60:.0f} minutes to go."
+        )
+        return speed
+
+    def _extract(self, loaded: Loaded) -> EmotionVectors:
+        sentence = "Extracting emotion vectors: what each emotion adds to the stream."
+        with self._stage("extract", sentence):
+            vectors = self._cached_vectors(loaded)
+            if vectors is None:
+                vectors = extract(
+                    loaded.model,
+                    loaded.tokenizer,
+                    self.corpus,
+                    emotions=self.plan.emotions,
+                    quiet=self.quiet,
+                ).vectors
+                vectors.save(self.out / "vectors.safetensors")
+            for line in accuracy_lines(vectors):
+                self.say(f"    {line}")
+        return vectors
+
+    def _cached_vectors(self, loaded: Loaded) -> EmotionVectors | None:
+        path = self.out / "vectors.safetensors"
+        if not path.is_file():
+            return None
+        found = EmotionVectors.load(path)
+        same_corpus = found.provenance.get("corpus_hash") == self.corpus.hash()
+        same_emotions = found.emotions == self.plan.emotions
+        same_model = found.provenance.get("model") == loaded.name
+        return found if same_corpus and same_emotions and same_model else None
+
+    def _calibrate(self, loaded: Loaded, vectors: EmotionVectors) -> Reference:
+        sentence = "Calibrating: how far failing feedback moves the readings."
+        with self._stage("calibrate", sentence):
+            reference = calibrate(
+                loaded.model,
+                loaded.tokenizer,
+                self.plan.calibration_prompts(self.corpus),
+                vectors,
+                corpus=self.corpus,
+                quiet=self.quiet,
+            )
+            reference.save(self.out / "reference.safetensors")
+        return reference
+
+    def _measure(
+        self,
+        loaded: Loaded,
+        vectors: EmotionVectors,
+        reference: Reference,
+        arm: str,
+    ) -> Readings:
+        guards = guard_rails(
+            loaded.model,
+            loaded.tokenizer,
+            vectors,
+            self.corpus,
+            limit=self.plan.guard_limit,
+            quiet=self.quiet,
+        )
+        prompts = self.plan.test_prompts(self.corpus)
+        return self._read(loaded, vectors, reference, arm, prompts, guards)
+
+    def _gate(
+        self, loaded: Loaded, vectors: EmotionVectors, reference: Reference
+    ) -> Readings | None:
+        if not self.plan.dev_gate:
+            return None
+        twins = as_conversations(self.corpus.transcripts("dev"), self.plan.rounds)
+        return self._read(loaded, vectors, reference, "dev", twins, None)
+
+    def _read(
+        self,
+        loaded: Loaded,
+        vectors: EmotionVectors,
+        reference: Reference,
+        arm: str,
+        prompts: list[Conversation],
+        guards: dict[str, Any] | None,
+    ) -> Readings:
+        readings = measure(
+            loaded.model,
+            loaded.tokenizer,
+            prompts,
+            vectors,
+            reference=reference,
+            arm=arm,
+            guards=guards,
+            quiet=self.quiet,
+        )
+        readings.save(self.out / f"{arm}.parquet")
+        return readings
+
+    def _flags(self, arm: str) -> list[str]:
+        flags = {
+            "model": self.model,
+            "vectors": self.out / "vectors.safetensors",
+            "reference": self.out / "reference.safetensors",
+            "terms": _ARMS[arm],
+            "rounds": self.plan.train_rounds or 0,
+            "twins": self.plan.train_twins or 0,
+            "output_dir": self.out / f"adapter-{arm}",
+            "max_steps": self.plan.steps,
+            "per_device_train_batch_size": 2,
+            "train_sampling_strategy": "sequential",
+            "learning_rate": self.learning_rate,
+            "lr_scheduler_type": "constant_with_warmup",
+            "warmup_steps": 2,
+            "activation_checkpointing": "false",
+            "logging_steps": 2,
+            "save_strategy": "no",
+            "report_to": "none",
+            "seed": self.seed,
+            "disable_tqdm": str(self.quiet).lower(),
+        }
+        return [
+            part for key, value in flags.items() for part in (f"--{key}", f"{value}")
+        ]
+
+    def _train(self, arm: str) -> Any:
+        recipe = load_recipe("sft")
+        return recipe.main(*recipe.parse(self._flags(arm)))
+
+    def _record(self, speed: float) -> dict[str, Any]:
+        return {
+            "stage_seconds": dict(self.seconds),
+            "settings": {
+                **asdict(self.plan),
+                "seed": self.seed,
+                "learning_rate": self.learning_rate,
+            },
+            "commands": {
+                arm: " ".join(["python recipes/sft.py", *self._flags(arm)])
+                for arm in _ARMS
+            },
+            "machine": {
+                "processor": platform.machine(),
+                "threads": torch.get_num_threads(),
+                "tokens_per_second": round(speed),
+            },
+            "software": {name: version(name) for name in _SOFTWARE},
+        }
+
+    def _require_writable(self) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            probe = self.out / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(
+                f"the output folder {str(self.out)!r} must be writable: "
+                f"{error.strerror}. Pass another with --out"
+            ) from error
+
+    def _conclude(self, comparison: Comparison, page: Path) -> None:
+        times = {name: round(seconds, 1) for name, seconds in self.seconds.items()}
+        (self.out / "stages.json").write_text(json.dumps(times, indent=1))
+        self.say(f"\n{comparison.verdict}")
+        total = sum(self.seconds.values()) / 60
+        self.say(f"\nDone in {total:.1f} minutes. The report: {page.resolve()}")
+
+    @contextmanager
+    def _stage(self, name: str, sentence: str) -> Iterator[None]:
+        self.say(f"\n[{len(self.seconds) + 1}] {sentence}")
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        self.say(f"    {name}: {self.seconds[name]:.0f} s")

@@ -1,0 +1,1 @@
+"""Touch the residual stream: find layers, capture, steer, choose tokens."""

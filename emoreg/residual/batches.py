@@ -1,0 +1,116 @@
+"""Length-sorted batches under a token budget, and running them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from emoreg.residual.capture import Captured, capture, run_truncated, truncated
+from emoreg.residual.layers import backbone, checked_layers, num_layers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Right-padded token ids with the positions of its rows in the given order."""
+
+    rows: tuple[int, ...]
+    input_ids: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+
+
+def token_batches(
+    sequences: Sequence[Sequence[int]], *, budget: int, pad_id: int
+) -> Iterator[Batch]:
+    """Yield batches of similar length, longest first, of at most `budget` tokens.
+
+    Padding is the largest avoidable cost of mixed lengths. Longest first, so that
+    a run that is going to be out of memory is so at once.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    start = 0
+    while start < len(order):
+        width = len(sequences[order[start]])
+        size = max(1, budget // max(width, 1))
+        rows = tuple(order[start : start + size])
+        start += size
+        ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for k, row in enumerate(rows):
+            length = len(sequences[row])
+            ids[k, :length] = torch.as_tensor(sequences[row], dtype=torch.long)
+            mask[k, :length] = 1
+        yield Batch(rows=rows, input_ids=ids, attention_mask=mask)
+
+
+def read_stream(
+    model: nn.Module,
+    sequences: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    consume: Callable[[Batch, Captured], None],
+    *,
+    budget: int = 2048,
+    description: str = "Reading",
+    quiet: bool = False,
+) -> None:
+    """Run `sequences` through the truncated, head-less stack and hand on each batch.
+
+    Args:
+        model: Any wrapping of a transformers decoder.
+        sequences: Token ids, one sequence a text.
+        layers: Decoder blocks whose output `consume` wants.
+        consume: Called with each batch and its captured stream, which is gone after.
+        budget: Tokens per batch, padding included. More is faster on accelerators
+            and costs memory; a few thousand suit a CPU.
+        description: What the progress bar says.
+        quiet: No progress bar.
+
+    Raises:
+        FloatingPointError: If an activation is NaN or infinite (layer and row said).
+    """
+    wanted = checked_layers(layers, num_layers(model))
+    decoder, device = backbone(model), next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    total = sum(map(len, sequences))
+    bar = tqdm(total=total, desc=description, unit="tok", disable=quiet)
+    try:
+        # Order matters: the capturing hook of the last layer must fire before the
+        # hook that ends the pass.
+        with capture(model, wanted) as captured, truncated(model, wanted[-1]), bar:
+            for batch in token_batches(sequences, budget=budget, pad_id=0):
+                batch = _on(batch, device)
+                inputs = {"input_ids": batch.input_ids}
+                if not bool(batch.attention_mask.all()):
+                    inputs["attention_mask"] = batch.attention_mask
+                run_truncated(decoder, **inputs)
+                _check_finite(batch, captured, wanted)
+                with torch.no_grad():
+                    consume(batch, captured)
+                bar.update(int(batch.attention_mask.sum()))
+    finally:
+        model.train(was_training)
+
+
+def _on(batch: Batch, device: torch.device) -> Batch:
+    return Batch(
+        rows=batch.rows,
+        input_ids=batch.input_ids.to(device),
+        attention_mask=batch.attention_mask.to(device),
+    )
+
+
+def _check_finite(batch: Batch, captured: Captured, layers: Sequence[int]) -> None:
+    real = batch.attention_mask.bool()
+    for layer in layers:
+        finite = captured[layer].isfinite().all(-1) | ~real
+        if not bool(finite.all()):
+            row = batch.rows[int((~finite).any(1).nonzero()[0])]
+            raise FloatingPointError(
+                f"activations must be finite, found NaN or infinity at layer {layer} "
+                f"in text {row}. Load the model in float32 or bfloat16 (float16 "
+                "overflows in models with massive activations)"
+            )

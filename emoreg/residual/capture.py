@@ -1,0 +1,125 @@
+"""Reading the residual stream during a forward pass."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import final
+
+import torch
+import torch.nn as nn
+from jaxtyping import Float
+from torch import Tensor
+
+from emoreg.residual.layers import checked_layers, decoder_layers, num_layers
+
+
+class _LastLayerReached(Exception):
+    """Ends a forward pass once the last layer that anyone asked for is there."""
+
+
+@final
+class Captured:
+    """The residual stream of chosen layers in the latest forward pass.
+
+    Hooks only store references: nothing is cloned, detached or computed, so the
+    tensors carry gradient when the forward pass did, also under gradient
+    checkpointing.
+    """
+
+    def __init__(self, layers: Sequence[int], *, gradient: bool) -> None:
+        """Make an empty store for `layers`."""
+        self.layers, self._gradient = tuple(layers), gradient
+        self._stream: dict[int, Tensor] = {}
+
+    def store(self, layer: int, output: Tensor | tuple) -> None:
+        """Keep a block's output; blocks of older models return a tuple."""
+        if self._gradient and not torch.is_grad_enabled():
+            return  # a reference pass or a generation inside the same window
+        self._stream[layer] = output if isinstance(output, Tensor) else output[0]
+
+    def clear(self) -> None:
+        """Let go of the stored tensors."""
+        self._stream.clear()
+
+    def __contains__(self, layer: int) -> bool:
+        """Say whether the hook of `layer` fired."""
+        return layer in self._stream
+
+    def __getitem__(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
+        """Return the output of decoder block `layer`.
+
+        Raises:
+            KeyError: If that layer was not captured, or no forward pass was run.
+        """
+        if layer not in self._stream:
+            raise KeyError(
+                f"layer {layer} must have been captured; captured layers are "
+                f"{self.layers}, of which {sorted(self._stream)} fired. A hook does "
+                "not fire when the forward was compiled before, or when the model "
+                "is called through another object"
+            )
+        return self._stream[layer]
+
+
+@contextmanager
+def capture(
+    model: nn.Module, layers: Sequence[int], *, gradient: bool = False
+) -> Iterator[Captured]:
+    """Store the output of decoder blocks `layers` while the context is open.
+
+    Args:
+        model: Any wrapping of a transformers decoder (peft, DDP).
+        layers: Decoder block indices; negatives count from the end.
+        gradient: Keep only forward passes with gradients enabled.
+
+    Yields:
+        A `Captured`, filled by each forward pass and emptied on leaving.
+    """
+    wanted = checked_layers(layers, num_layers(model))
+    captured = Captured(wanted, gradient=gradient)
+    blocks = decoder_layers(model)
+    handles = [
+        blocks[layer].register_forward_hook(_storing_hook(captured, layer))
+        for layer in wanted
+    ]
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+        captured.clear()
+
+
+def _storing_hook(
+    captured: Captured, layer: int
+) -> Callable[[nn.Module, tuple, Tensor | tuple], None]:
+    def hook(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
+        captured.store(layer, output)
+
+    return hook
+
+
+@contextmanager
+def truncated(model: nn.Module, last_layer: int) -> Iterator[None]:
+    """Stop each forward pass after decoder block `last_layer`.
+
+    Blocks above it and the head cost nothing. Only for passes without gradient:
+    the forward ends by an exception, which `run_truncated` swallows.
+    """
+
+    def hook(_module: nn.Module, _args: tuple, _output: object) -> None:
+        raise _LastLayerReached
+
+    handle = decoder_layers(model)[last_layer].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def run_truncated(decoder: nn.Module, **inputs: Tensor) -> None:
+    """Run `decoder` on `inputs` as far as `truncated` lets it."""
+    try:
+        decoder(**inputs, use_cache=False)
+    except _LastLayerReached:
+        pass

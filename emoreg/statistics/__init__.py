@@ -1,0 +1,1 @@
+"""Numbers alone: bootstrap, permutation, effect sizes, trends, equivalence."""

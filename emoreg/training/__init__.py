@@ -1,0 +1,1 @@
+"""Plug readings and terms into a training run."""

@@ -1,0 +1,89 @@
+"""Putting monitor and terms into a trainer that already exists."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from emoreg.losses.presets import Terms
+from emoreg.losses.term import AbstractTerm
+from emoreg.training.mixin import EmotionTrainerMixin, make_seam
+from emoreg.training.monitor import Monitor
+from emoreg.training.reference import Reference, calibrate
+from emoreg.vectors.corpus import Corpus
+
+TrainerT = TypeVar("TrainerT")
+
+logger = logging.getLogger(__name__)
+
+
+def attach(
+    trainer: TrainerT,
+    *,
+    monitor: Monitor | None = None,
+    terms: Terms | Sequence[AbstractTerm] = (),
+    outcome: str | None = None,
+    reference: Reference | None = None,
+) -> TrainerT:
+    """Put emotion readings and loss terms into `trainer`, before `trainer.train()`.
+
+    The trainer's class becomes a subclass of what it was, so `isinstance` and all its
+    methods hold.
+
+    Args:
+        trainer: A `transformers.Trainer` or a subclass, such as TRL's `SFTTrainer`.
+        monitor: What to log; None logs nothing but the terms.
+        terms: What to add to the loss, for instance `emoreg.presets.decouple(...)`.
+        outcome: Dataset column with one failure per Assistant turn.
+        reference: Units, success level and passages. None takes the terms' own, or
+            calibrates on the packaged training transcripts, and says so.
+
+    Returns:
+        The same trainer.
+
+    Raises:
+        TypeError: If it is not a Trainer.
+        ValueError: If outcomes, vectors and data don't fit each other.
+    """
+    methods = ("compute_loss", "training_step", "log")
+    if not all(callable(getattr(trainer, name, None)) for name in methods):
+        raise TypeError(
+            "`trainer` must be a transformers.Trainer or a subclass of it, got "
+            f"{type(trainer).__name__}"
+        )
+    if isinstance(trainer, EmotionTrainerMixin):
+        raise ValueError(
+            "`trainer` must not be attached twice, or its terms would count double; "
+            "give `attach` everything in one call"
+        )
+    if reference is None and isinstance(terms, Terms):
+        found = terms.reference
+        reference = found if isinstance(found, Reference) else None
+    if reference is None and monitor is not None:
+        reference = _calibrated(trainer, monitor)
+    seam = make_seam(
+        trainer,
+        monitor=monitor,
+        terms=tuple(terms) if not isinstance(terms, Terms) else terms,
+        outcome=outcome,
+        reference=reference,
+    )
+    base = type(trainer)
+    trainer.__class__ = type(  # type: ignore[assignment]
+        f"Emotion{base.__name__}", (EmotionTrainerMixin, base), {}
+    )
+    trainer.emotions = seam  # type: ignore[attr-defined]
+    return trainer
+
+
+def _calibrated(trainer: Any, monitor: Monitor) -> Reference:
+    logger.warning(
+        "No `reference` was given: calibrating on the packaged training transcripts. "
+        "Keep one with `emoreg calibrate` and pass it to save this time"
+    )
+    return calibrate(
+        trainer.model,
+        trainer.processing_class,
+        Corpus.packaged().transcripts("train"),
+        monitor.vectors,
+        quiet=bool(trainer.args.disable_tqdm),
+    )

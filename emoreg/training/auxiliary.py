@@ -1,0 +1,167 @@
+"""Passages beside the task: fixed texts whose readings and predictions are anchored."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+import torch.nn as nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from emoreg.losses.anchors import (
+    MeaningAnchor,
+    ReferenceKL,
+    prediction_mask,
+    top_log_probs,
+)
+from emoreg.losses.term import PassageReadings, Probe
+from emoreg.residual.batches import Batch, read_stream
+from emoreg.residual.capture import Captured, capture
+
+Ids = Sequence[int]
+
+
+@final
+class StoryAnchor:
+    """Stories with the reference's readings, one small batch at a time."""
+
+    def __init__(
+        self, term: MeaningAnchor, stories: Sequence[Ids], *, quiet: bool = True
+    ) -> None:
+        """Hold the stories; `cache` reads them."""
+        self.term, self.stories, self.quiet = term, tuple(stories), quiet
+        self._readings: dict[int, Tensor] = {}
+
+    def cache(self, model: nn.Module) -> None:
+        """Read every story with the model as it is now, which is the reference."""
+
+        def consume(batch: Batch, captured: Captured) -> None:
+            readings = _read_all(self.term.probe, captured)
+            for k, row in enumerate(batch.rows):
+                self._readings[row] = readings[k, : len(self.stories[row])].cpu()
+
+        read_stream(
+            model,
+            self.stories,
+            self.term.probe.layers,
+            consume,
+            description="Caching story readings",
+            quiet=self.quiet,
+        )
+
+    def loss(
+        self, model: nn.Module, rows: Sequence[int], device: torch.device
+    ) -> Tensor:
+        """Return the unweighted term on the stories `rows`, by one forward pass."""
+        ids, mask = _batch([self.stories[row] for row in rows], device)
+        reference = nn.utils.rnn.pad_sequence(
+            [self._readings[row] for row in rows], batch_first=True
+        ).to(device)
+        with capture(model, self.term.probe.layers) as captured:
+            logits = model(input_ids=ids, attention_mask=mask.long(), logits_to_keep=1)
+            values = _read_all(self.term.probe, captured)
+        readings = PassageReadings(values=values, reference=reference, mask=mask)
+        # Zero times the logits: under DDP every parameter must be part of the loss.
+        return self.term(readings) + 0.0 * logits.logits.float().sum()
+
+
+@final
+class NeutralAnchor:
+    """Neutral passages with the reference's most likely next tokens."""
+
+    def __init__(self, term: ReferenceKL, passages: Sequence[Ids]) -> None:
+        """Hold the passages; `cache` runs them."""
+        self.term, self.passages = term, tuple(passages)
+        self._log_probs: list[Tensor] = []
+        self._ids: list[Tensor] = []
+
+    @torch.no_grad()
+    def cache(self, model: nn.Module) -> None:
+        """Keep the top log-probabilities of the model as it is now."""
+        device = next(model.parameters()).device
+        was_training = model.training
+        model.eval()
+        for passage in self.passages:
+            ids, mask = _batch([passage], device)
+            logits = model(input_ids=ids, attention_mask=mask.long()).logits[0, :-1]
+            values, top = top_log_probs(logits, self.term.k)
+            self._log_probs.append(values.cpu())
+            self._ids.append(top.cpu())
+        model.train(was_training)
+
+    def loss(
+        self, model: nn.Module, rows: Sequence[int], device: torch.device
+    ) -> Tensor:
+        """Return the unweighted term on the passages `rows`, by one forward pass."""
+        ids, mask = _batch([self.passages[row] for row in rows], device)
+        logits = model(input_ids=ids, attention_mask=mask.long()).logits
+        kept = logits[prediction_mask(mask)]
+        reference = torch.cat([self._log_probs[row] for row in rows]).to(device)
+        top = torch.cat([self._ids[row] for row in rows]).to(device)
+        return self.term(kept, reference, top)
+
+
+Anchor = StoryAnchor | NeutralAnchor
+
+
+def rows_of_step(step: int, *, count: int, size: int, process: int) -> list[int]:
+    """Return which passages a process uses at its `step`-th auxiliary batch."""
+    start = (step * size + process * (count // 2)) % max(count, 1)
+    return [(start + k) % count for k in range(min(size, count))]
+
+
+def due(anchors: Sequence[Anchor], step: int) -> list[Anchor]:
+    """Return the anchors whose turn it is at optimizer step `step`."""
+    return [
+        anchor
+        for anchor in anchors
+        if anchor.term.weight > 0 and step % anchor.term.every == 0
+    ]
+
+
+def passages_of(anchor: Anchor) -> int:
+    """Return how many passages an anchor holds."""
+    return len(anchor.stories if isinstance(anchor, StoryAnchor) else anchor.passages)
+
+
+def run_auxiliary(
+    anchor: Anchor,
+    model: nn.Module,
+    *,
+    step: int,
+    process: int,
+    device: torch.device,
+    backward: Callable[[Tensor], Any],
+) -> Tensor:
+    """Run one auxiliary forward-backward pair and return the unweighted value."""
+    rows = rows_of_step(
+        step // anchor.term.every,
+        count=passages_of(anchor),
+        size=anchor.term.passages,
+        process=process,
+    )
+    value = anchor.loss(model, rows, device)
+    if not value.requires_grad:
+        raise RuntimeError(
+            f"the {anchor.term.name!r} term must carry gradient and does not: is any "
+            "parameter at or below its layers trained?"
+        )
+    backward(anchor.term.weight * value)
+    return value.detach()
+
+
+def _read_all(
+    probe: Probe, captured: Captured
+) -> Float[Tensor, "passage pos layer emotion"]:
+    readings = [probe.read(captured[layer], layer=layer) for layer in probe.layers]
+    return torch.stack(readings, dim=2)
+
+
+def _batch(
+    sequences: Sequence[Ids], device: torch.device
+) -> tuple[Int[Tensor, "passage pos"], Bool[Tensor, "passage pos"]]:
+    rows = [torch.tensor(list(ids)) for ids in sequences]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(ids.shape[1]).unsqueeze(0) < lengths.unsqueeze(1)
+    return ids.to(device), mask.to(device)

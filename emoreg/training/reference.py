@@ -1,0 +1,255 @@
+"""Calibration: the units of every threshold, measured on the model before training."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from emoreg.residual.layers import LayerPlan, num_layers, unwrapped
+from emoreg.vectors.corpus import Corpus
+from emoreg.vectors.emotion_vectors import EmotionVectors, load_tensors, save_tensors
+from emoreg.vectors.extract import neutral_ids
+from emoreg.vectors.reading import TurnReadings, read_conversations
+from emoreg.vectors.transcripts import Conversation, Transcript
+
+FORMAT = "emoreg.reference/1"
+PASSAGE_TOKENS = 192
+_FIGURES = ("sigma_ref", "success_level", "success_std", "gap")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Reference:
+    """Units and levels of the reference model, all in raw projections.
+
+    `sigma_ref` is the standard deviation, over training twins, of the twin difference
+    (failing minus passing) at the decision token, averaged over the rounds.
+    """
+
+    sigma_ref: Float[Tensor, "reader layer emotion"]
+    success_level: Float[Tensor, "reader layer emotion"]
+    """Mean at passing decision tokens."""
+    success_std: Float[Tensor, "reader layer emotion"]
+    """Standard deviation at passing decision tokens; dashboards' z-scores use it."""
+    gap: Float[Tensor, "reader layer emotion"]
+    """Mean twin difference."""
+    readers: tuple[str, ...]
+    layers: tuple[int, ...]
+    emotions: tuple[str, ...]
+    plan: LayerPlan
+    stories: tuple[tuple[int, ...], ...]
+    """Token ids of fitting stories, for `MeaningAnchor`."""
+    neutral: tuple[tuple[int, ...], ...]
+    """Token ids of neutral fitting passages, for `ReferenceKL`."""
+    vectors_hash: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def unit(
+        self,
+        figure: str,
+        *,
+        reader: str,
+        layers: Sequence[int],
+        emotions: Sequence[str],
+    ) -> Float[Tensor, "layer emotion"]:
+        """Return `sigma_ref`, `success_level`, `success_std` or `gap` of a part."""
+        if reader not in self.readers:
+            raise ValueError(f"`reader` must be one of {self.readers}, got {reader!r}")
+        table = getattr(self, figure)[self.readers.index(reader)]
+        rows = [self.layers.index(layer) for layer in layers]
+        return table[rows][:, [self.emotions.index(e) for e in emotions]]
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file with JSON metadata, whole or not at all."""
+        described = {
+            name: getattr(self, name)
+            for name in ("readers", "layers", "emotions", "stories", "neutral")
+        }
+        described |= {"plan": asdict(self.plan), "provenance": self.provenance}
+        metadata = {name: json.dumps(value) for name, value in described.items()}
+        metadata |= {"format": FORMAT, "vectors_hash": self.vectors_hash}
+        tensors = {name: getattr(self, name).contiguous() for name in _FIGURES}
+        return save_tensors(tensors, metadata, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Reference":
+        """Read a reference written by `save`.
+
+        Raises:
+            ValueError: If the file is missing, broken or of another kind.
+        """
+        tensors, metadata = load_tensors(path, FORMAT, "emoreg calibrate")
+        parts = {
+            name: json.loads(text)
+            for name, text in metadata.items()
+            if name not in ("format", "vectors_hash")
+        }
+        plan = {name: tuple(value) for name, value in parts.pop("plan").items()}
+        for name in ("readers", "layers", "emotions"):
+            parts[name] = tuple(parts[name])
+        for name in ("stories", "neutral"):
+            parts[name] = tuple(map(tuple, parts[name]))
+        return cls(
+            plan=LayerPlan(**plan),
+            vectors_hash=metadata["vectors_hash"],
+            **parts,
+            **tensors,
+        )
+
+
+def calibrate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    transcripts: Sequence[Transcript | Conversation],
+    vectors: EmotionVectors,
+    *,
+    corpus: Corpus | None = None,
+    plan: LayerPlan | None = None,
+    passages: int = 48,
+    budget: int = 2048,
+    quiet: bool = False,
+) -> Reference:
+    """Measure units and success level on twins that differ in the feedback alone.
+
+    Args:
+        model: The model before training.
+        tokenizer: Its tokenizer.
+        transcripts: Training twins, whole or as conversations cut to some rounds.
+        vectors: The model's emotion vectors.
+        corpus: Where the anchors' passages come from; the packaged one when None.
+        plan: Loss, audit and monitored layers; `LayerPlan.for_depth` when None.
+        passages: Stories, and at most as many neutral passages, kept for the anchors.
+        budget: Tokens per batch.
+        quiet: No progress bar.
+
+    Raises:
+        ValueError: With fewer than 4 twins, whose spread says nothing, or another
+            model's vectors.
+    """
+    conversations = as_conversations(transcripts)
+    readings = read_conversations(
+        model,
+        tokenizer,
+        conversations,
+        vectors,
+        budget=budget,
+        description="Calibrating",
+        quiet=quiet,
+    )
+    passing = _passing(readings)
+    differences = _enough(twin_differences(readings, conversations))
+    corpus = Corpus.packaged() if corpus is None else corpus
+    return Reference(
+        sigma_ref=_floored(differences.std(0, ddof=1)),
+        success_level=torch.from_numpy(passing.mean(0)),
+        success_std=_floored(passing.std(0, ddof=1)),
+        gap=torch.from_numpy(differences.mean(0)),
+        readers=vectors.readers,
+        layers=vectors.layers,
+        emotions=vectors.emotions,
+        plan=plan or LayerPlan.for_depth(num_layers(model)),
+        stories=_story_passages(tokenizer, corpus, vectors, passages),
+        neutral=_neutral_passages(tokenizer, corpus, passages),
+        vectors_hash=vectors.hash,
+        provenance={
+            "model": unwrapped(model).config._name_or_path,
+            "twins": len(differences),
+            "conversations": [conversation.id for conversation in conversations],
+            "corpus_hash": corpus.hash(),
+        },
+    )
+
+
+def as_conversations(
+    transcripts: Sequence[Transcript | Conversation], rounds: int | None = None
+) -> list[Conversation]:
+    """Return twins as conversations; conversations stay what they are."""
+    result: list[Conversation] = []
+    for item in transcripts:
+        if isinstance(item, Transcript):
+            result.extend(item.conversations(rounds))
+        else:
+            result.append(item)
+    return result
+
+
+def twin_differences(
+    readings: TurnReadings, conversations: Sequence[Conversation]
+) -> Float[np.ndarray, "twin reader layer emotion"]:
+    """Return each twin's failing minus passing reading, averaged over its rounds."""
+    cells: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    for segment, value in zip(readings.segments, readings.values, strict=True):
+        conversation = conversations[segment.conversation]
+        if segment.position == "decision" and np.isfinite(segment.failure):
+            key = (conversation.pair, segment.turn)
+            cells.setdefault(key, {})[conversation.variant] = value
+    by_pair: dict[str, list[np.ndarray]] = {}
+    for (pair, _), variants in cells.items():
+        if {"fail", "pass"} <= variants.keys():
+            by_pair.setdefault(pair, []).append(variants["fail"] - variants["pass"])
+    if not by_pair:
+        return np.zeros((0, *readings.values.shape[1:]), dtype=np.float32)
+    return np.stack([np.mean(rows, axis=0) for rows in by_pair.values()])
+
+
+def _enough(differences: np.ndarray) -> np.ndarray:
+    if len(differences) < 4:
+        raise ValueError(
+            "`transcripts` must hold at least 4 twins (a failing and a passing version "
+            f"of one task, sharing `pair`) to have a spread, found {len(differences)}"
+        )
+    return differences
+
+
+def _passing(readings: TurnReadings) -> np.ndarray:
+    rows = [
+        i
+        for i, segment in enumerate(readings.segments)
+        if segment.position == "decision" and segment.failure == 0
+    ]
+    if not rows:
+        raise ValueError(
+            "`transcripts` must contain passing feedback (failure 0), found none. "
+            "The success level is the mean reading after it"
+        )
+    return readings.values[rows]
+
+
+def _floored(spread: np.ndarray) -> Float[Tensor, "reader layer emotion"]:
+    """Return `spread`, at least a tenth of its layer's median.
+
+    A reading that hardly varies would otherwise count every change as enormous.
+    """
+    floor = 0.1 * np.median(spread, axis=-1, keepdims=True)
+    return torch.from_numpy(np.maximum(spread, np.maximum(floor, 1e-6)))
+
+
+def _story_passages(
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus,
+    vectors: EmotionVectors,
+    count: int,
+) -> tuple[tuple[int, ...], ...]:
+    stories = corpus.stories(vectors.emotions, split="fit")
+    # An even walk meets every emotion's neighbors and all topics; the number is odd
+    # so that it does not fall into step with the eight topics of each emotion.
+    step = max(1, len(stories) // count) | 1
+    chosen = [stories[(i * step) % len(stories)] for i in range(count)]
+    return tuple(
+        tuple(tokenizer(story.text)["input_ids"][:PASSAGE_TOKENS]) for story in chosen
+    )
+
+
+def _neutral_passages(
+    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, count: int
+) -> tuple[tuple[int, ...], ...]:
+    passages = corpus.neutral("fit")[:count]
+    return tuple(
+        tuple(neutral_ids(tokenizer, passage)[:PASSAGE_TOKENS]) for passage in passages
+    )

@@ -1,0 +1,1 @@
+"""What an emotion vector is and where it comes from."""

@@ -1,0 +1,94 @@
+"""How well readers name the emotion of stories that no fit has seen."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS
+from emoreg.vectors.emotion_vectors import LDA, LOGISTIC, EmotionVectors
+from emoreg.vectors.fit import VectorFitter
+from emoreg.vectors.pooled import StoryActivations
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accuracy:
+    """Share of held-out stories whose emotion a reader names first, or in three."""
+
+    reader: str
+    layer: int
+    top1: float
+    top3: float
+    texts: int
+    emotions: int
+
+    @property
+    def chance(self) -> tuple[float, float]:
+        """Top-1 and top-3 accuracy of guessing."""
+        return 1 / self.emotions, min(1.0, 3 / self.emotions)
+
+
+def accuracy(
+    vectors: EmotionVectors, stories: StoryActivations, *, reader: str, layer: int
+) -> Accuracy:
+    """Return how often `reader` names the emotion of `stories` at `layer`."""
+    column = stories.layers.index(layer)
+    scores = vectors.scores(stories.values[:, column], layer=layer, reader=reader)
+    truth = torch.tensor(vectors.emotion_indices(stories.labels))
+    top = scores.topk(min(3, scores.shape[1]), dim=1).indices
+    hits: Int[Tensor, "text three"] = (top == truth.unsqueeze(1)).long()
+    return Accuracy(
+        reader=reader,
+        layer=layer,
+        top1=float(hits[:, 0].float().mean()),
+        top3=float(hits.sum(1).float().mean()),
+        texts=len(stories.labels),
+        emotions=len(vectors.emotions),
+    )
+
+
+def chosen_layers(
+    fit: StoryActivations, vectors: EmotionVectors, *, shrinkage: float
+) -> dict[str, int]:
+    """Return the best layer per reader, fitted on t01-t06 and judged on t07-t08.
+
+    The logistic reader, which is slow to fit, takes the LDA's layer.
+    """
+    inner = fit.of_topics(EMOTIONS_FIT_TOPICS[:6])
+    outer = fit.of_topics(EMOTIONS_FIT_TOPICS[6:])
+    fitter = VectorFitter(
+        emotions=vectors.emotions, layers=vectors.layers, d_model=vectors.d_model
+    )
+    fitter.update(inner.values, inner.labels)
+    fitted = fitter.vectors(denoise=0, shrinkage=shrinkage)
+
+    def best(reader: str) -> int:
+        return max(
+            fitted.layers,
+            key=lambda i: accuracy(fitted, outer, reader=reader, layer=i).top1,
+        )
+
+    chosen = {reader: best(reader) for reader in fitted.readers}
+    return chosen | {LOGISTIC: chosen[LDA]}
+
+
+def recorded(accuracies: Sequence[Accuracy]) -> list[dict[str, Any]]:
+    """Return accuracies as the vectors' provenance holds them."""
+    return [asdict(accuracy) for accuracy in accuracies]
+
+
+def accuracy_lines(vectors: EmotionVectors) -> list[str]:
+    """Return the held-out accuracies in a file's provenance, beside chance."""
+    lines = []
+    for fields in vectors.provenance.get("accuracy", []):
+        found = Accuracy(**fields)
+        first, third = found.chance
+        lines.append(
+            f"{found.reader:>15}: top-1 {found.top1:.2f} (chance {first:.3f}), top-3 "
+            f"{found.top3:.2f} (chance {third:.3f}) over {found.emotions} emotions, "
+            f"{found.texts} held-out stories, layer {found.layer} (inner split)"
+        )
+    return lines

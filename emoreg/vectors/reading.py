@@ -1,0 +1,164 @@
+"""Reading conversations: projections at decision tokens and over Assistant turns."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from emoreg.residual.batches import Batch, read_stream
+from emoreg.residual.capture import Captured
+from emoreg.residual.layers import d_model, num_layers
+from emoreg.residual.tokens import TurnMarkers, conversation_ids
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.transcripts import Conversation
+
+POSITIONS = ("decision", "assistant")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """One Assistant turn of one conversation at one kind of position."""
+
+    conversation: int
+    turn: int
+    failure: float
+    position: str
+    token_start: int
+    token_end: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TurnReadings:
+    """Projections of every segment, aligned with `segments`."""
+
+    segments: tuple[Segment, ...]
+    values: Float32[np.ndarray, "segment reader layer emotion"]
+    resid_norm: Float32[np.ndarray, "segment layer"]
+
+
+def read_conversations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    vectors: EmotionVectors,
+    *,
+    budget: int = 2048,
+    description: str = "Reading conversations",
+    quiet: bool = False,
+) -> TurnReadings:
+    """Read every Assistant turn, teacher-forced: the given text, nothing sampled.
+
+    Raises:
+        ValueError: If there is none, the vectors are another model's, or a
+            conversation's Assistant turns can't all be found in its tokens.
+    """
+    if not conversations:
+        raise ValueError("`conversations` must hold at least one, found none")
+    vectors.check_model(d_model=d_model(model), num_layers=num_layers(model))
+    markers = TurnMarkers.of(tokenizer)
+    sequences = [conversation_ids(tokenizer, c.messages) for c in conversations]
+    spans = [_spans(markers, ids) for ids in sequences]
+    for conversation, found in zip(conversations, spans, strict=True):
+        _check_turns(conversation, len(found))
+    segments = _segments(conversations, spans)
+    at = {(s.conversation, s.turn, s.position): i for i, s in enumerate(segments)}
+    shape = (len(vectors.readers), len(vectors.layers), len(vectors.emotions))
+    values = np.full((len(segments), *shape), np.nan, dtype=np.float32)
+    norms = np.full((len(segments), shape[1]), np.nan, dtype=np.float32)
+
+    def consume(batch: Batch, captured: Captured) -> None:
+        for k, row in enumerate(batch.rows):
+            wanted = [
+                (at[row, turn, position], span)
+                for turn, span in enumerate(spans[row])
+                for position in POSITIONS
+                if (row, turn, position) in at
+            ]
+            for column, layer in enumerate(vectors.layers):
+                pooled = _pooled(captured[layer][k], segments, wanted)
+                index = [i for i, _ in wanted]
+                values[index, :, column] = _project(vectors, pooled, layer)
+                norms[index, column] = pooled.norm(dim=-1).cpu().numpy()
+
+    read_stream(
+        model,
+        sequences,
+        vectors.layers,
+        consume,
+        budget=budget,
+        description=description,
+        quiet=quiet,
+    )
+    return TurnReadings(segments=segments, values=values, resid_norm=norms)
+
+
+def _spans(markers: TurnMarkers, ids: Sequence[int]) -> list[tuple[int, int]]:
+    """Return, per Assistant turn, its decision token and the end of its text."""
+    row: Int[Tensor, "one pos"] = torch.tensor([list(ids)])
+    decisions = markers.decision_tokens(row)[0].nonzero().flatten().tolist()
+    inside = markers.assistant_tokens(row)[0]
+    ends = [*decisions[1:], len(ids)]
+    return [
+        (start, start + 1 + int(inside[start + 1 : end].sum()))
+        for start, end in zip(decisions, ends, strict=True)
+    ]
+
+
+def _check_turns(conversation: Conversation, found: int) -> None:
+    turns = sum(m["role"] == "assistant" for m in conversation.messages)
+    if found != turns or turns != len(conversation.failed):
+        raise ValueError(
+            "a conversation must have as many decision tokens as Assistant turns and "
+            f"outcomes; {conversation.id!r} has {found} decision tokens, {turns} "
+            f"Assistant turns and {len(conversation.failed)} outcomes. Check its "
+            "roles, and that the chat template writes a generation prompt before "
+            "every Assistant turn"
+        )
+
+
+def _segments(
+    conversations: Sequence[Conversation], spans: list[list[tuple[int, int]]]
+) -> tuple[Segment, ...]:
+    segments = []
+    for row, conversation in enumerate(conversations):
+        for turn, (decision, end) in enumerate(spans[row]):
+            failure = conversation.failed[turn]
+            known = math.nan if failure is None else float(failure)
+            for position in POSITIONS:
+                start = decision if position == "decision" else decision + 1
+                stop = decision + 1 if position == "decision" else end
+                if stop > start:  # an empty Assistant turn has no tokens to average
+                    segments.append(
+                        Segment(
+                            conversation=row,
+                            turn=turn,
+                            failure=known,
+                            position=position,
+                            token_start=start,
+                            token_end=stop,
+                        )
+                    )
+    return tuple(segments)
+
+
+def _pooled(
+    stream: Tensor, segments: tuple[Segment, ...], wanted: list[tuple[int, tuple]]
+) -> Tensor:
+    rows = [
+        stream[segments[i].token_start : segments[i].token_end].float().mean(0)
+        for i, _ in wanted
+    ]
+    return torch.stack(rows)
+
+
+def _project(vectors: EmotionVectors, pooled: Tensor, layer: int) -> np.ndarray:
+    readings = [
+        vectors.project(pooled, layer=layer, reader=reader)
+        for reader in vectors.readers
+    ]
+    return torch.stack(readings, dim=1).cpu().numpy()

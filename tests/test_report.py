@@ -1,0 +1,190 @@
+"""The report opens offline, treats names as text, and is written whole."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from comparison_tables import FAMILIES, synthetic
+
+from emoreg.comparison.compare import compare
+from emoreg.comparison.report import render
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
+READ = ("desperate", "calm", "upset", "worried", "serene", "pleased", HOSTILE)
+LOG = [
+    {"step": step, "loss": 2.0 / step, "emotion_loss/contrast": 1.0 / step}
+    for step in range(1, 6)
+]
+
+
+def measured(**changes):
+    given = {"emotions": READ, "layers": (9, 18, 21), "n_prompts": 10, **changes}
+    return synthetic(prefix=HOSTILE, **given)
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    guards = {"kl": {"value": 0.01, "low": 0.0, "high": 0.02, "n": 5}}
+    return compare(
+        measured(guards=guards),
+        measured(scale=0.4, seed=1, guards=guards),
+        arms={"control": measured(seed=2), HOSTILE: measured(seed=3)},
+        roles=FAMILIES,
+        n_resamples=300,
+        training={"after": LOG, "control": LOG},
+        run={"Stages": {"train": "60 s"}, "Commands": [HOSTILE], "Machine": HOSTILE},
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(comparison, tmp_path_factory):
+    return comparison.save(tmp_path_factory.mktemp("report") / "deep" / "report")
+
+
+@pytest.fixture(scope="module")
+def page(saved):
+    return saved.read_text(encoding="utf-8")
+
+
+def without_plotly(page):
+    from plotly.offline import get_plotlyjs
+
+    bundle = get_plotlyjs()
+    assert page.count(bundle) == 1
+    return page.replace(bundle, "")
+
+
+def chart_block(page):
+    found = re.search(r'id="charts">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+class Elements(HTMLParser):
+    """Collects elements and the text outside scripts."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.text, self.inside = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.inside and self.inside[-1] == tag:
+            self.inside.pop()
+
+    def handle_data(self, data):
+        if not self.inside:
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def parsed(page):
+    parser = Elements()
+    parser.feed(without_plotly(page))
+    return parser
+
+
+def test_the_folder_holds_page_figures_and_json(saved):
+    names = {path.name for path in saved.parent.iterdir()}
+    pictures = {"distributions.png", "slopes.png", "changes.png", "training.png"}
+    assert names == {"index.html", "report.json", *pictures}
+    for name in pictures:
+        assert (saved.parent / name).read_bytes().startswith(b"\x89PNG")
+    document = json.loads((saved.parent / "report.json").read_text(encoding="utf-8"))
+    assert document["schema"] == "emoreg.report/1"
+    assert document["training"]["after"] == LOG
+
+
+def test_the_page_needs_no_network(page, parsed):
+    assert not re.search(r"(?i)https?:|//[a-z0-9-]+\.[a-z]", without_plotly(page))
+    sources = [
+        value
+        for _, attributes in parsed.found
+        for name, value in attributes.items()
+        if name in ("src", "href", "action", "data")
+    ]
+    assert set(sources) <= {
+        "distributions.png",
+        "slopes.png",
+        "changes.png",
+        "training.png",
+    }
+    policy = next(a for t, a in parsed.found if a.get("http-equiv"))
+    assert "default-src 'none'" in policy["content"]
+
+
+def test_hostile_names_are_inert(page, parsed):
+    assert "onerror" in "".join(parsed.text)
+    assert not any("onerror" in attributes for _, attributes in parsed.found)
+    assert "<script>alert(2)" not in page
+    assert [tag for tag, _ in parsed.found].count("script") == 4
+
+
+def test_charts_escape_names_for_plotly(page):
+    charts = json.loads(chart_block(page))
+    assert "<img" not in json.dumps(charts)
+    assert any("&lt;img" in json.dumps(chart) for chart in charts.values())
+
+
+def test_colours_in_charts_are_tokens_of_the_style_sheet(page):
+    block = chart_block(page)
+    tokens = set(re.findall(r'"@([a-z0-9]+)(?:/[0-9.]+)?"', block))
+    light, dark = page.split("prefers-color-scheme: dark", 2)[:2]
+    assert len(tokens) > 8
+    assert all(f"--{token}: #" in light and f"--{token}: #" in dark for token in tokens)
+
+
+def test_text_and_tables_stand_without_scripts(parsed, comparison):
+    text = " ".join("".join(parsed.text).replace("\u00a0", " ").split())
+    # The index of the unit is set low, which splits its name.
+    for sentence in comparison.judgement.findings:
+        assert sentence.replace("σ_ref", "σref") in text
+    for check in comparison.checks:
+        assert check.requirement in text
+    assert "audit composure" in text
+    assert "withheld" in text
+    assert "v" * 64 in text
+
+
+def test_every_figure_has_words_for_those_who_cannot_see_it(parsed):
+    plots = [a for _, a in parsed.found if a.get("class") == "plot"]
+    assert len(plots) >= 6 + 6 + 2 + 2
+    assert all(a["role"] == "img" and len(a["aria-label"]) > 10 for a in plots)
+
+
+def test_the_page_is_one_plotly_bundle_and_little_else(page):
+    assert len(without_plotly(page)) < 1_000_000
+
+
+def test_a_withheld_verdict_still_makes_a_page():
+    few = measured(n_prompts=4, emotions=("joy", "calm"), positions=("decision",))
+    found = compare(few, few, roles={}, n_resamples=100)
+    page = render(found)
+    assert "Verdict withheld: 4 prompts" in page
+
+
+def test_constant_readings_still_make_a_page():
+    flat = measured(n_prompts=8, emotions=("calm",))
+    flat.values[:] = 0.25
+    found = compare(flat, flat, roles={}, n_resamples=100)
+    assert np.all(found.decision.arms["before"].slope.high == 0)
+    assert "Verdict withheld" in render(found)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(
+    comparison, tmp_path, monkeypatch
+):
+    def never(*_, **__):
+        raise AssertionError("drawn before the folder was checked")
+
+    monkeypatch.setattr("emoreg.comparison.plots.draw", never)
+    taken = tmp_path / "file"
+    taken.write_text("")
+    with pytest.raises(ValueError, match="`folder` must be a folder that can be"):
+        comparison.save(taken / "report")
