@@ -98,6 +98,7 @@ def _quickstart(options: argparse.Namespace) -> None:
     from emoreg.quickstart.run import Quickstart
     from emoreg.vectors.corpus import Corpus
 
+    _hide_loading_bars()
     plan = (full_plan if options.full else quick_plan)(Corpus.packaged())
     if options.emotions == "all":
         plan = replace(plan, emotions=None)
@@ -292,11 +293,11 @@ def _prompts_option(command: argparse.ArgumentParser, *, default: str) -> None:
 
 def _prompts(options: argparse.Namespace) -> list[Any]:
     from emoreg.training.reference import as_conversations
+    from emoreg.vectors.conversation_files import read_conversations
     from emoreg.vectors.corpus import Corpus
-    from emoreg.vectors.transcripts import read_conversations_file
 
     if options.prompts.endswith(".jsonl"):
-        return read_conversations_file(Path(options.prompts))
+        return read_conversations(Path(options.prompts))
     twins = Corpus.packaged().transcripts(options.prompts)
     return as_conversations(twins, options.rounds)
 
@@ -306,6 +307,7 @@ def _load(options: argparse.Namespace) -> Any:
 
     from emoreg.demo import load_any
 
+    _hide_loading_bars()
     loaded = load_any(options.model)
     if getattr(options, "adapter", None):
         from emoreg.training.adapters import with_adapter
@@ -322,6 +324,13 @@ def _calm_libraries(options: argparse.Namespace) -> None:
     level = logging.WARNING if options.quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("emoreg").setLevel(level)
+
+
+def _hide_loading_bars() -> None:
+    """Leave the progress bars to emoreg's own long work."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
 
 def _one_line(error: BaseException) -> str:

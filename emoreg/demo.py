@@ -8,6 +8,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -46,10 +47,10 @@ def load(
     """
     folder = local_folder()
     dtype = fastest_dtype() if dtype is None else dtype
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     # Files made from it should name the model, not a folder of this machine.
     model.config._name_or_path = HUB_ID
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    return _placed(model), AutoTokenizer.from_pretrained(folder)
 
 
 def load_any(name: str, *, dtype: torch.dtype | None = None) -> Loaded:
@@ -71,9 +72,12 @@ def load_any(name: str, *, dtype: torch.dtype | None = None) -> Loaded:
             "`model` must be `demo`, a folder with a transformers model, or a hub id "
             f"that can be reached; found {name!r}: {first}"
         ) from error
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    return Loaded(model=model.eval(), tokenizer=tokenizer, name=name)
+    return Loaded(model=_placed(model), tokenizer=tokenizer, name=name)
+
+
+def _placed(model: Any) -> PreTrainedModel:
+    """Return the model in eval mode, on the accelerator where there is one."""
+    return (model.to("cuda") if torch.cuda.is_available() else model).eval()
 
 
 def local_folder() -> Path:
@@ -102,13 +106,13 @@ def local_folder() -> Path:
         ) from error
 
 
-def fastest_dtype(device: str = "cpu") -> torch.dtype:
+def fastest_dtype() -> torch.dtype:
     """Return bfloat16 where the device multiplies it faster than float32.
 
     A CPU without bf16 instructions emulates them at a third of float32's speed,
     and the flags that libraries report are not always true: time one product.
     """
-    if torch.cuda.is_available() and device == "cpu":
+    if torch.cuda.is_available():
         return torch.bfloat16
 
     def seconds(dtype: torch.dtype) -> float:
@@ -117,7 +121,7 @@ def fastest_dtype(device: str = "cpu") -> torch.dtype:
         times = []
         for _ in range(6):
             start = time.perf_counter()
-            a @ b
+            torch.mm(a, b)
             times.append(time.perf_counter() - start)
         return min(times)
 
@@ -147,7 +151,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         )
     logger.info("Converting the demo model once into %s", folder)
     source, name = str(gguf.parent), gguf.name
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=name, dtype=torch.bfloat16
     )
     # The weights are dequantized now; the marks would make later loads fail.

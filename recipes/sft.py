@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
-from trl import SFTConfig, SFTTrainer, TrlParser
+from trl import SFTConfig, SFTTrainer, TrlParser  # pyright: ignore
 
 import emoreg
 from emoreg.demo import load_any
@@ -132,7 +132,7 @@ def main(recipe: Recipe, args: SFTConfig) -> Any:
         outcome=recipe.outcome,
         reference=reference,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
     return trainer
@@ -143,7 +143,7 @@ def parse(arguments: list[str] | None = None) -> tuple[Recipe, SFTConfig]:
     arguments = list(arguments or [])
     if not torch.cuda.is_available():
         arguments += ["--use_cpu", "true", "--bf16", "false"]
-    return TrlParser((Recipe, SFTConfig)).parse_args_and_config(arguments)
+    return TrlParser((Recipe, SFTConfig)).parse_args_and_config(arguments)  # pyright: ignore
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from emoreg.comparison.readings import SEGMENT_SCHEMA, Readings
-from emoreg.residual.layers import LayerPlan, num_layers, unwrapped
+from emoreg.residual.layers import LayerPlan, model_name, num_layers
 from emoreg.training.reference import Reference, as_conversations
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.reading import Segment, read_conversations
@@ -19,7 +20,7 @@ from emoreg.vectors.transcripts import Conversation, Transcript
 
 
 def measure(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Transcript | Conversation],
     vectors: EmotionVectors,
@@ -78,7 +79,7 @@ def measure(
 
 
 def _meta(
-    model: PreTrainedModel,
+    model: nn.Module,
     conversations: Sequence[Conversation],
     vectors: EmotionVectors,
     reference: Reference | None,
@@ -86,13 +87,14 @@ def _meta(
     depth = num_layers(model)
     plan = reference.plan if reference is not None else LayerPlan.for_depth(depth)
     return {
-        "model": unwrapped(model).config._name_or_path,
+        "model": model_name(model),
         "adapter": _adapter(model),
         "vectors_hash": vectors.hash,
         "prompts_hash": _prompts_hash(conversations),
+        "reference_hash": None if reference is None else reference.hash,
         "layer_plan": asdict(plan),
         "units": _units(reference),
-        "dtype": str(model.dtype),
+        "dtype": str(next(model.parameters()).dtype),
         "software": {n: version(n) for n in ("torch", "transformers", "emoreg")},
     }
 
@@ -118,8 +120,8 @@ def _units(reference: Reference | None) -> dict[str, Any] | None:
     return {name: getattr(reference, name).tolist() for name in names}
 
 
-def _adapter(model: PreTrainedModel) -> str | None:
-    config = getattr(model, "peft_config", None)
+def _adapter(model: nn.Module) -> str | None:
+    config: Any = getattr(model, "peft_config", None)
     return ", ".join(config) if isinstance(config, dict) else None
 
 

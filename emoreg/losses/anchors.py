@@ -41,9 +41,11 @@ class MeaningAnchor(AbstractTerm):
 
     def __call__(self, readings: PassageReadings) -> Tensor:
         """Return the mean Huber distance over the marked tokens."""
-        distance = F.huber_loss(readings.values, readings.reference, reduction="none")
-        kept = torch.where(readings.mask[..., None, None], distance, 0.0)
-        return kept.mean((2, 3)).sum() / readings.mask.sum().clamp(min=1)
+        mask = readings.mask[..., None, None]
+        # Masked before the distance: NaN at padding would be NaN in the gradient.
+        drift = torch.where(mask, readings.values - readings.reference, 0.0)
+        distance = F.huber_loss(drift, torch.zeros_like(drift), reduction="none")
+        return distance.mean((2, 3)).sum() / readings.mask.sum().clamp(min=1)
 
 
 @final

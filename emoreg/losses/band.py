@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emoreg.losses.contrast import share, weighted_sum
+from emoreg.losses.contrast import present, share, weighted_sum
 from emoreg.losses.term import (
     AbstractDecisionTerm,
     DecisionReadings,
@@ -61,8 +61,9 @@ class BandPenalty(AbstractDecisionTerm):
         values, device = readings.values, readings.values.device
         if readings.reference is not None:
             values = values - readings.reference + self._gap.to(device)
+        weight = readings.failing
+        values = present(values, weight)
         outside = torch.relu(self._low.to(device) - values).square()
         outside = outside + torch.relu(values - self._high.to(device)).square()
-        weight = readings.failing
         total = weighted_sum(outside, weight).mean()
         return total * share(reduce(weight.sum()), reduce)

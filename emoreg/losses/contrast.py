@@ -100,7 +100,8 @@ class ContrastPenalty(AbstractDecisionTerm):
         if held is None:
             held = torch.zeros_like(self._gap)  # the success level itself
         weight = readings.succeeding
-        squares = weighted_sum((readings.values - held).square(), weight).mean()
+        drift = present(readings.values - held, weight)
+        squares = weighted_sum(drift.square(), weight).mean()
         return squares * share(reduce(weight.sum()), reduce)
 
     def _update(self, total: Tensor, count: Tensor) -> None:
@@ -120,16 +121,26 @@ class ContrastPenalty(AbstractDecisionTerm):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back the running mean."""
-        self._sum, self._count = state["sum"], state["count"]
+        device = self._gap.device
+        self._sum, self._count = state["sum"].to(device), state["count"].to(device)
 
 
 def weighted_sum(
     values: Float[Tensor, "segment layer emotion"], weight: Float[Tensor, " segment"]
 ) -> Float[Tensor, "layer emotion"]:
     """Return the weighted sum over segments; those of weight 0 may hold anything."""
-    # Absent segments may hold anything, so they are zeroed, not only multiplied.
-    kept = torch.where((weight > 0)[:, None, None], values, 0.0)
-    return torch.einsum("sle,s->le", kept, weight)
+    return torch.einsum("sle,s->le", present(values, weight), weight)
+
+
+def present(
+    values: Float[Tensor, "segment layer emotion"], weight: Float[Tensor, " segment"]
+) -> Float[Tensor, "segment layer emotion"]:
+    """Return `values`, zero where a segment has weight 0.
+
+    Absent segments hold NaN, and NaN times zero is NaN, in the gradient of a square
+    too: this comes before anything that is not linear.
+    """
+    return torch.where((weight > 0)[:, None, None], values, 0.0)
 
 
 def share(total: Tensor, reduce: Reduce) -> Tensor:

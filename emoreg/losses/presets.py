@@ -99,7 +99,13 @@ def decouple(
         )
     roles = Corpus.packaged().roles() if roles is None else roles
     lower, raised = _loss_emotions(vectors, roles)
-    refuse_audit_items(roles, emotions=lower + raised, reader=reader)
+    refuse_audit_items(
+        roles,
+        emotions=lower + raised,
+        layers=reference.plan.loss,
+        audit_layers=reference.plan.audit,
+        reader=reader,
+    )
     probe = _probe(vectors, reference, reader, lower + raised)
     gap = _in_units(reference, "gap", probe)
     signs = torch.tensor([1.0] * len(lower) + [-1.0] * len(raised))

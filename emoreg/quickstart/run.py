@@ -19,6 +19,7 @@ from emoreg.comparison.readings import Readings
 from emoreg.demo import Loaded, load_any
 from emoreg.quickstart.plan import Plan, tokens_per_second
 from emoreg.quickstart.recipe import load_recipe
+from emoreg.training.outcomes import agreement
 from emoreg.training.reference import Reference, as_conversations, calibrate
 from emoreg.vectors.accuracy import accuracy_lines
 from emoreg.vectors.corpus import Corpus
@@ -146,6 +147,8 @@ class Quickstart:
                 quiet=self.quiet,
             )
             reference.save(self.out / "reference.safetensors")
+            for line in _parser_lines(self.corpus):
+                self.say(f"    {line}")
         return reference
 
     def _measure(
@@ -272,3 +275,12 @@ class Quickstart:
         yield
         self.seconds[name] = time.perf_counter() - start
         self.say(f"    {name}: {self.seconds[name]:.0f} s")
+
+
+def _parser_lines(corpus: Corpus) -> list[str]:
+    """Return how well outcomes could be parsed from text where no column has them."""
+    return [
+        f"feedback parser, {row.style}: recall {row.recall:.2f}, precision "
+        f"{row.precision:.2f}, unknown {row.unknown:.2f} ({row.turns} turns)"
+        for row in agreement(corpus.transcripts("train"))
+    ]

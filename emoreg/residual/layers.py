@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn as nn
 
@@ -80,23 +81,29 @@ class LayerPlan:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the transformers model inside DDP, compile and peft wrappers."""
+    inner: Any = model
     while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # torch.compile
-        elif type(model).__name__ in ("DistributedDataParallel", "DeepSpeedEngine"):
-            model = model.module
-        elif hasattr(model, "get_base_model"):
-            model = model.get_base_model()
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod  # torch.compile
+        elif type(inner).__name__ in ("DistributedDataParallel", "DeepSpeedEngine"):
+            inner = inner.module
+        elif hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
         else:
-            return model
+            return inner
 
 
-def _resolve(module: nn.Module, path: str) -> nn.Module | None:
+def model_name(model: nn.Module) -> str:
+    """Return the name or folder that the model was loaded from, or an empty text."""
+    config: Any = getattr(unwrapped(model), "config", None)
+    return str(getattr(config, "_name_or_path", "") or "")
+
+
+def _resolve(module: nn.Module, path: str) -> Any:
+    found: Any = module
     for name in path.split("."):
-        module = getattr(module, name, None)
-        if module is None:
-            return None
-    return module
+        found = getattr(found, name, None)
+    return found
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -151,8 +158,8 @@ def num_layers(model: nn.Module) -> int:
 
 def d_model(model: nn.Module) -> int:
     """Return the width of the residual stream."""
-    config = unwrapped(model).config.get_text_config()
-    return int(config.hidden_size)
+    config: Any = unwrapped(model).config
+    return int(config.get_text_config().hidden_size)
 
 
 def checked_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:

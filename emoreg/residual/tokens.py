@@ -29,13 +29,15 @@ class TurnMarkers:
     """The token ids with which a chat template opens and closes an Assistant turn.
 
     Found by rendering a probe conversation and taking prefix differences, so that
-    any template works that writes turns one after the other.
+    any template works that writes turns one after the other. Both are tried on the
+    probe's own tokens, since a tokenizer may join a marker's last blank with the word
+    that follows.
     """
 
     opening: tuple[int, ...]
     """The generation prompt, or what follows user text where there is none."""
     closing: tuple[int, ...]
-    """What follows Assistant text; its first token ends the turn."""
+    """What follows Assistant text, up to the first special token if there is one."""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "TurnMarkers":
@@ -44,33 +46,36 @@ class TurnMarkers:
         Raises:
             ValueError: If there is no chat template, or turns can't be told apart.
         """
-        opened = render(tokenizer, [_user(_USER)], generation_prompt=True)
-        plain = render(tokenizer, [_user(_USER)], generation_prompt=False)
-        whole = render(tokenizer, [_user(_USER), _assistant(_ASSISTANT)])
+        asked = [_user(_USER)]
+        opened = render(tokenizer, asked, generation_prompt=True)
+        plain = render(tokenizer, asked)
+        whole = render(tokenizer, [*asked, _assistant(_ASSISTANT), *asked])
         start, end = whole.find(_ASSISTANT), whole.find(_ASSISTANT) + len(_ASSISTANT)
-        if start < 0 or not whole.startswith(opened[:start]) or len(opened) > start:
-            raise ValueError(
-                "the chat template must write the generation prompt just before "
-                "Assistant text, so that decision tokens can be found; this one does "
-                "not. Set `tokenizer.chat_template` to one that does"
-            )
-        prompt = whole[len(plain) : start] if opened != plain else ""
+        prompt = opened[len(plain) :] if opened.startswith(plain) else ""
         prompt = prompt or whole[whole.find(_USER) + len(_USER) : start]
-        return cls(
-            opening=_ids(tokenizer, prompt), closing=_ids(tokenizer, whole[end:])
+        after = whole[end : whole.find(_USER, end)]
+        ids = _ids(tokenizer, whole)
+        if start >= 0 and whole[:start].startswith(opened):
+            for opening in _ways(tokenizer, prompt):
+                for closing in _endings(tokenizer, after):
+                    markers = cls(opening=opening, closing=closing)
+                    inside = markers.assistant_tokens(torch.tensor([ids]))[0]
+                    found = torch.tensor(ids)[inside].tolist()
+                    if str(tokenizer.decode(found)).strip() == _ASSISTANT:
+                        return markers
+        raise ValueError(
+            "the chat template must write the generation prompt just before Assistant "
+            "text, and something after it, so that decision tokens can be found; this "
+            "one does not. Set `tokenizer.chat_template` to one that does"
         )
 
     def decision_tokens(
         self, input_ids: Int[Tensor, "batch pos"]
     ) -> Bool[Tensor, "batch pos"]:
         """Mark the last token of each Assistant turn's generation prompt."""
-        length = len(self.opening)
         found = torch.zeros_like(input_ids, dtype=torch.bool)
-        if input_ids.shape[1] < length:
-            return found
-        wanted = torch.tensor(self.opening, device=input_ids.device)
-        windows = input_ids.unfold(1, length, 1)
-        found[:, length - 1 :] = (windows == wanted).all(-1)
+        matches = _matches(input_ids, self.opening)
+        found[:, found.shape[1] - matches.shape[1] :] = matches
         return found
 
     def assistant_tokens(
@@ -78,9 +83,9 @@ class TurnMarkers:
     ) -> Bool[Tensor, "batch pos"]:
         """Mark the tokens of Assistant turns, without the prompt and the close."""
         decision = self.decision_tokens(input_ids)
-        if not self.closing:
-            return (decision.long().cumsum(1) > 0) & ~decision
-        closes = input_ids == self.closing[0]
+        matches = _matches(input_ids, self.closing)
+        closes = torch.zeros_like(decision)
+        closes[:, : matches.shape[1]] = matches
         position = torch.arange(input_ids.shape[1], device=input_ids.device)
         before = torch.full_like(input_ids, -1)
         opened_at = torch.where(decision, position, before).cummax(1).values
@@ -136,6 +141,35 @@ def conversation_ids(
 ) -> list[int]:
     """Return the token ids of a conversation as a trainer would see them."""
     return list(_ids(tokenizer, render(tokenizer, messages)))
+
+
+def _ways(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, ...]]:
+    """Return the ways in which a marker may stand among other tokens."""
+    ways = [_ids(tokenizer, part) for part in (text, text.rstrip(), text.strip())]
+    return [ids for ids in ways if ids]
+
+
+def _endings(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, ...]]:
+    """Return the ways to end a turn: up to the first special token, if there is one.
+
+    What follows that token may differ between the last turn and the others.
+    """
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    endings = []
+    for ids in _ways(tokenizer, text):
+        at = [i for i, token in enumerate(ids) if token in special]
+        endings += [ids[: at[0] + 1], ids[at[0] : at[0] + 1]] if at else [ids]
+    return endings
+
+
+def _matches(
+    input_ids: Int[Tensor, "batch pos"], pattern: Sequence[int]
+) -> Bool[Tensor, "batch start"]:
+    """Say for each start whether `pattern` stands there."""
+    if input_ids.shape[1] < len(pattern):
+        return torch.zeros_like(input_ids[:, :0], dtype=torch.bool)
+    wanted = torch.tensor(pattern, device=input_ids.device)
+    return (input_ids.unfold(1, len(pattern), 1) == wanted).all(-1)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

@@ -1,19 +1,15 @@
 """Putting monitor and terms into a trainer that already exists."""
 
-import logging
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from emoreg.losses.presets import Terms
 from emoreg.losses.term import AbstractTerm
 from emoreg.training.mixin import EmotionTrainerMixin, make_seam
 from emoreg.training.monitor import Monitor
-from emoreg.training.reference import Reference, calibrate
-from emoreg.vectors.corpus import Corpus
+from emoreg.training.reference import Reference
 
 TrainerT = TypeVar("TrainerT")
-
-logger = logging.getLogger(__name__)
 
 
 def attach(
@@ -55,17 +51,8 @@ def attach(
             "`trainer` must not be attached twice, or its terms would count double; "
             "give `attach` everything in one call"
         )
-    if reference is None and isinstance(terms, Terms):
-        found = terms.reference
-        reference = found if isinstance(found, Reference) else None
-    if reference is None and monitor is not None:
-        reference = _calibrated(trainer, monitor)
     seam = make_seam(
-        trainer,
-        monitor=monitor,
-        terms=tuple(terms) if not isinstance(terms, Terms) else terms,
-        outcome=outcome,
-        reference=reference,
+        trainer, monitor=monitor, terms=terms, outcome=outcome, reference=reference
     )
     base = type(trainer)
     trainer.__class__ = type(  # type: ignore[assignment]
@@ -73,17 +60,3 @@ def attach(
     )
     trainer.emotions = seam  # type: ignore[attr-defined]
     return trainer
-
-
-def _calibrated(trainer: Any, monitor: Monitor) -> Reference:
-    logger.warning(
-        "No `reference` was given: calibrating on the packaged training transcripts. "
-        "Keep one with `emoreg calibrate` and pass it to save this time"
-    )
-    return calibrate(
-        trainer.model,
-        trainer.processing_class,
-        Corpus.packaged().transcripts("train"),
-        monitor.vectors,
-        quiet=bool(trainer.args.disable_tqdm),
-    )

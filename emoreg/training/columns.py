@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emoreg.residual.tokens import TurnMarkers
+from emoreg.training.outcomes import validate_outcome
 
 OUTCOMES, REFERENCE = "emoreg_outcomes", "emoreg_reference"
 
@@ -48,11 +49,17 @@ class OutcomeCollator:
         plain = [{k: v for k, v in e.items() if k not in added} for e in examples]
         batch = self.collator(plain)
         rows = batch["input_ids"].shape[0]
-        if self.column in examples[0]:
-            values = [as_failures(e[self.column]) for e in examples]
-            batch[OUTCOMES] = _padded(values, rows)
+        if self.column not in examples[0]:
+            return batch
+        values = [as_failures(e[self.column]) for e in examples]
+        batch[OUTCOMES] = _padded([torch.tensor(turns) for turns in values], rows)
         if REFERENCE in examples[0]:
-            batch[REFERENCE] = _padded([e[REFERENCE] for e in examples], rows)
+            # A row without Assistant turns holds one placeholder, which is cut here.
+            held = [
+                torch.as_tensor(e[REFERENCE])[: len(turns)]
+                for e, turns in zip(examples, values, strict=True)
+            ]
+            batch[REFERENCE] = _padded(held, rows)
         return batch
 
 
@@ -62,23 +69,15 @@ def as_failures(value: Any) -> list[float]:
     Raises:
         ValueError: If one lies outside [0, 1].
     """
-    turns = value if isinstance(value, Sequence | torch.Tensor) else [value]
-    failures = [math.nan if turn is None else float(turn) for turn in turns]
-    for failure in failures:
-        if not (math.isnan(failure) or 0 <= failure <= 1):
-            raise ValueError(
-                "an outcome must be a failure in [0, 1], or None where unknown; found "
-                f"{failure}. Map your scores to [0, 1], 1 for failed"
-            )
-    return failures
+    plain = value.tolist() if isinstance(value, Tensor) else value
+    turns = plain if isinstance(plain, Sequence) else [plain]
+    return [validate_outcome(turn) for turn in turns]
 
 
-def _padded(rows: list[list], count: int) -> Tensor:
-    tensors = [torch.as_tensor(row, dtype=torch.float32) for row in rows]
-    if count == 1 and len(tensors) > 1:
-        tensors = [torch.cat(tensors)]
+def _padded(rows: list[Tensor], count: int) -> Tensor:
+    rows = [torch.cat(rows)] if count == 1 and len(rows) > 1 else rows
     return torch.nn.utils.rnn.pad_sequence(
-        tensors, batch_first=True, padding_value=math.nan
+        [row.float() for row in rows], batch_first=True, padding_value=math.nan
     )
 
 

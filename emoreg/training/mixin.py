@@ -1,6 +1,8 @@
 """The one trainer seam: three methods of any `transformers.Trainer`."""
 
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,13 @@ import torch
 from emoreg.losses.presets import Terms
 from emoreg.losses.term import AbstractTerm
 from emoreg.training.monitor import Monitor
-from emoreg.training.reference import Reference
+from emoreg.training.reference import Reference, calibrate
 from emoreg.training.seam import Seam
+from emoreg.vectors.corpus import Corpus
 
 _STATE = "emoreg_terms.pt"
+
+logger = logging.getLogger(__name__)
 
 
 class EmotionTrainerMixin:
@@ -28,7 +33,7 @@ class EmotionTrainerMixin:
         self,
         *args: Any,
         monitor: Monitor | None = None,
-        terms: Terms | list[AbstractTerm] | tuple[AbstractTerm, ...] = (),
+        terms: Terms | Sequence[AbstractTerm] = (),
         outcome: str | None = None,
         reference: Reference | None = None,
         **kwargs: Any,
@@ -66,9 +71,8 @@ class EmotionTrainerMixin:
         **kwargs: Any,
     ) -> None:
         """Log the trainer's metrics and ours, to wherever `report_to` says."""
-        mode = "eval" if any(key.startswith("eval_") for key in logs) else "train"
-        prefix = "eval_" if mode == "eval" else ""
-        for key, value in self.emotions.metrics(mode).items():
+        prefix = _evaluation(logs)
+        for key, value in self.emotions.metrics("eval" if prefix else "train").items():
             logs[f"{prefix}{key}"] = value
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
@@ -90,11 +94,23 @@ class EmotionTrainerMixin:
             self.emotions.load_state_dict(torch.load(file, weights_only=True))
 
 
+def _evaluation(logs: dict[str, float]) -> str:
+    """Return what all keys of an evaluation begin with; for training nothing.
+
+    It is the caller's choice (`metric_key_prefix`), and holds the name of the data
+    set where there are several.
+    """
+    for key in logs:
+        if key.endswith("_runtime") and key != "train_runtime":
+            return key.removesuffix("runtime")
+    return "eval_" if any(key.startswith("eval_") for key in logs) else ""
+
+
 def make_seam(
     trainer: Any,
     *,
     monitor: Monitor | None,
-    terms: Terms | list[AbstractTerm] | tuple[AbstractTerm, ...],
+    terms: Terms | Sequence[AbstractTerm],
     outcome: str | None,
     reference: Reference | None,
 ) -> Seam:
@@ -103,11 +119,27 @@ def make_seam(
     if reference is None and isinstance(terms, Terms):
         found = terms.reference
         reference = found if isinstance(found, Reference) else None
+    if reference is None and monitor is not None:
+        reference = _calibrated(trainer, monitor)
     return Seam(
         trainer,
         monitor=monitor,
         terms=given,
         outcome=outcome,
         reference=reference,
+        quiet=bool(trainer.args.disable_tqdm),
+    )
+
+
+def _calibrated(trainer: Any, monitor: Monitor) -> Reference:
+    logger.warning(
+        "No `reference` was given: calibrating on the packaged training transcripts. "
+        "Keep one with `emoreg calibrate` and pass it to save this time"
+    )
+    return calibrate(
+        trainer.model,
+        trainer.processing_class,
+        Corpus.packaged().transcripts("train"),
+        monitor.vectors,
         quiet=bool(trainer.args.disable_tqdm),
     )

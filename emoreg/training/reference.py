@@ -1,6 +1,8 @@
 """Calibration: the units of every threshold, measured on the model before training."""
 
+import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from emoreg.residual.layers import LayerPlan, num_layers, unwrapped
+from emoreg.residual.layers import LayerPlan, model_name, num_layers
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors, load_tensors, save_tensors
 from emoreg.vectors.extract import neutral_ids
@@ -50,6 +52,14 @@ class Reference:
     vectors_hash: str
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def hash(self) -> str:
+        """Return the first 16 hex digits of a hash over units and levels."""
+        digest = hashlib.sha256(self.vectors_hash.encode())
+        for name in _FIGURES:
+            digest.update(getattr(self, name).contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def unit(
         self,
         figure: str,
@@ -58,9 +68,23 @@ class Reference:
         layers: Sequence[int],
         emotions: Sequence[str],
     ) -> Float[Tensor, "layer emotion"]:
-        """Return `sigma_ref`, `success_level`, `success_std` or `gap` of a part."""
-        if reader not in self.readers:
-            raise ValueError(f"`reader` must be one of {self.readers}, got {reader!r}")
+        """Return `sigma_ref`, `success_level`, `success_std` or `gap` of a part.
+
+        Raises:
+            ValueError: If the reader, a layer or an emotion was not calibrated.
+        """
+        for name, asked, known in (
+            ("reader", [reader], self.readers),
+            ("layers", layers, self.layers),
+            ("emotions", emotions, self.emotions),
+        ):
+            missing = [item for item in asked if item not in known]
+            if missing:
+                raise ValueError(
+                    f"`{name}` must be among those calibrated, {known}, got "
+                    f"{', '.join(map(repr, missing))}. Extract vectors that have it "
+                    "and calibrate again"
+                )
         table = getattr(self, figure)[self.readers.index(reader)]
         rows = [self.layers.index(layer) for layer in layers]
         return table[rows][:, [self.emotions.index(e) for e in emotions]]
@@ -85,7 +109,7 @@ class Reference:
             ValueError: If the file is missing, broken or of another kind.
         """
         tensors, metadata = load_tensors(path, FORMAT, "emoreg calibrate")
-        parts = {
+        parts: dict[str, Any] = {
             name: json.loads(text)
             for name, text in metadata.items()
             if name not in ("format", "vectors_hash")
@@ -95,16 +119,14 @@ class Reference:
             parts[name] = tuple(parts[name])
         for name in ("stories", "neutral"):
             parts[name] = tuple(map(tuple, parts[name]))
+        parts |= tensors
         return cls(
-            plan=LayerPlan(**plan),
-            vectors_hash=metadata["vectors_hash"],
-            **parts,
-            **tensors,
+            plan=LayerPlan(**plan), vectors_hash=metadata["vectors_hash"], **parts
         )
 
 
 def calibrate(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     transcripts: Sequence[Transcript | Conversation],
     vectors: EmotionVectors,
@@ -120,7 +142,7 @@ def calibrate(
     Args:
         model: The model before training.
         tokenizer: Its tokenizer.
-        transcripts: Training twins, whole or as conversations cut to some rounds.
+        transcripts: Training twins, whole or cut to some rounds.
         vectors: The model's emotion vectors.
         corpus: Where the anchors' passages come from; the packaged one when None.
         plan: Loss, audit and monitored layers; `LayerPlan.for_depth` when None.
@@ -129,8 +151,7 @@ def calibrate(
         quiet: No progress bar.
 
     Raises:
-        ValueError: With fewer than 4 twins, whose spread says nothing, or another
-            model's vectors.
+        ValueError: With fewer than 4 twins, or another model's vectors.
     """
     conversations = as_conversations(transcripts)
     readings = read_conversations(
@@ -158,7 +179,7 @@ def calibrate(
         neutral=_neutral_passages(tokenizer, corpus, passages),
         vectors_hash=vectors.hash,
         provenance={
-            "model": unwrapped(model).config._name_or_path,
+            "model": model_name(model),
             "twins": len(differences),
             "conversations": [conversation.id for conversation in conversations],
             "corpus_hash": corpus.hash(),
@@ -237,9 +258,11 @@ def _story_passages(
     count: int,
 ) -> tuple[tuple[int, ...], ...]:
     stories = corpus.stories(vectors.emotions, split="fit")
-    # An even walk meets every emotion's neighbors and all topics; the number is odd
-    # so that it does not fall into step with the eight topics of each emotion.
-    step = max(1, len(stories) // count) | 1
+    # An even walk meets every emotion's neighbors and all topics. A step without a
+    # common divisor takes no story twice and does not fall into step with the topics.
+    step = max(1, len(stories) // max(count, 1))
+    while math.gcd(step, len(stories)) > 1:
+        step += 1
     chosen = [stories[(i * step) % len(stories)] for i in range(count)]
     return tuple(
         tuple(tokenizer(story.text)["input_ids"][:PASSAGE_TOKENS]) for story in chosen

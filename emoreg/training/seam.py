@@ -16,7 +16,12 @@ from emoreg.losses.term import (
     Probe,
 )
 from emoreg.residual.capture import Captured, capture
-from emoreg.residual.layers import d_model, num_layers
+from emoreg.residual.layers import (
+    d_model,
+    decoder_layers,
+    num_layers,
+    unwrapped,
+)
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.training.auxiliary import (
     Anchor,
@@ -59,6 +64,9 @@ class Seam:
     ) -> None:
         """Check what must hold, cache the reference's readings, wrap the collator."""
         self.trainer, self.monitor, self.terms = trainer, monitor, tuple(terms)
+        self._names = _distinct_names(self.terms)
+        self._held: dict[int, slice] = {}
+        self._checked_gradient = False
         self.markers = TurnMarkers.of(trainer.processing_class)
         self.decision_terms = [
             t for t in self.terms if isinstance(t, AbstractDecisionTerm)
@@ -83,16 +91,18 @@ class Seam:
         extras = take_extras(inputs)
         if not self.layers:
             return compute(model, inputs, **kwargs)
-        input_ids = inputs["input_ids"]
+        input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         inner = self.trainer.accelerator.unwrap_model(model)
         with capture(inner, self.layers, gradient=model.training) as captured:
             result = compute(model, inputs, **kwargs)
-            self._check_fired(captured, training=model.training)
+            self._check_fired(captured, input_ids, training=model.training)
             streams = {layer: captured[layer] for layer in self.layers}
         positions, failure = self._segments(input_ids, extras)
         if self.monitor is not None and self.monitor.layers:
             spoken = self.markers.assistant_tokens(input_ids)
             mode = "train" if model.training else "eval"
+            if mask is not None and mask.shape == spoken.shape:
+                spoken &= mask.bool()  # padding after a turn that was cut
             self.monitor.update(streams, positions, failure, spoken, mode=mode)
         if not (model.training and self.decision_terms):
             return result
@@ -117,7 +127,7 @@ class Seam:
                 device=accelerator.device,
                 backward=accelerator.backward,
             )
-            self._values.setdefault(anchor.term.name, []).append(value)
+            self._keep(anchor.term, value)
 
     def metrics(self, mode: str) -> dict[str, float]:
         """Return the readings and terms since the last call; every process calls it."""
@@ -125,21 +135,28 @@ class Seam:
         if self.monitor is not None:
             result = self.monitor.metrics(self._reduce, mode=mode)
         for term in self.terms if mode == "train" else ():
-            values = self._values.pop(term.name, [])
+            name = self._names[id(term)]
+            values = self._values.pop(name, [])
             if values:
                 mean = self._reduce(torch.stack(values).mean())
                 count = self.trainer.accelerator.num_processes
-                result[f"emotion_loss/{term.name}"] = float(mean) / count
+                result[f"emotion_loss/{name}"] = float(mean) / count
         return result
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Return the terms' state, for a checkpoint."""
-        return {term.name: term.state_dict() for term in self.terms}
+        return {self._names[id(term)]: term.state_dict() for term in self.terms}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Take back what `state_dict` gave."""
         for term in self.terms:
-            term.load_state_dict(state[term.name])
+            name = self._names[id(term)]
+            if name in state:
+                term.load_state_dict(state[name])
+            else:
+                logger.warning(
+                    "The checkpoint has no state of %r; it starts anew", name
+                )
 
     def _check_needs(self, outcome: str | None, reference: Reference | None) -> None:
         trainer, probes = self.trainer, self._probes()
@@ -172,7 +189,11 @@ class Seam:
             )
 
     def _probes(self) -> list[Probe]:
-        own = [term.probe for term in self.terms if hasattr(term, "probe")]
+        own = [
+            term.probe
+            for term in self.terms
+            if isinstance(term, AbstractDecisionTerm | MeaningAnchor)
+        ]
         return own + list(self.monitor.probes if self.monitor is not None else ())
 
     def _layers(self) -> tuple[int, ...]:
@@ -198,9 +219,15 @@ class Seam:
         trainer = self.trainer
         dataset = trainer.train_dataset
         check_dataset(dataset, outcome, self.markers)
-        active = [term.probe for term in self.decision_terms if term.weight > 0]
+        active = [term for term in self.decision_terms if term.weight > 0]
+        start = 0
+        for term in active:
+            size = len(term.probe.layers) * len(term.probe.emotions)
+            self._held[id(term)] = slice(start, start + size)
+            start += size
         if active:
-            rows = cached_rows(trainer.model, dataset, active, self.markers, quiet)
+            probes = [term.probe for term in active]
+            rows = cached_rows(trainer.model, dataset, probes, self.markers, quiet)
             trainer.train_dataset = dataset.add_column(REFERENCE, rows)
         trainer._set_signature_columns_if_needed()
         trainer._signature_columns += [outcome, REFERENCE]
@@ -227,7 +254,6 @@ class Seam:
     ) -> Tensor:
         total = torch.zeros((), device=failure.device)
         rows = torch.arange(positions.shape[0], device=positions.device).unsqueeze(1)
-        start = 0
         for term in self.decision_terms:
             if term.weight == 0:
                 continue
@@ -236,19 +262,20 @@ class Seam:
                 probe.read(streams[i][rows, positions], layer=i) for i in probe.layers
             ]
             values = torch.stack(read, dim=2).flatten(0, 1)
-            size = values.shape[1] * values.shape[2]
             held = None
-            if extras.reference is not None:
-                flat = extras.reference[..., start : start + size].to(values.device)
+            if extras.reference is not None and id(term) in self._held:
+                flat = extras.reference[..., self._held[id(term)]].to(values.device)
                 held = flat.flatten(0, 1).unflatten(1, values.shape[1:])
-                start += size
             readings = DecisionReadings(
                 values=values, failure=failure.flatten(), reference=held
             )
             value = term(readings, self._reduce)
-            self._values.setdefault(term.name, []).append(value.detach())
+            self._keep(term, value.detach())
             total = total + term.weight * value
         return total
+
+    def _keep(self, term: AbstractTerm, value: Tensor) -> None:
+        self._values.setdefault(self._names[id(term)], []).append(value)
 
     def _scale(self, num_items_in_batch: Any) -> float:
         """Return the factor that makes a per-micro-batch mean right under accumulation.
@@ -271,7 +298,13 @@ class Seam:
             return x
         return accelerator.reduce(x.clone(), reduction="sum")
 
-    def _check_fired(self, captured: Captured, *, training: bool) -> None:
+    def _check_fired(
+        self,
+        captured: Captured,
+        input_ids: Int[Tensor, "batch pos"],
+        *,
+        training: bool,
+    ) -> None:
         silent = [layer for layer in self.layers if layer not in captured]
         if silent:
             raise RuntimeError(
@@ -279,11 +312,49 @@ class Seam:
                 "and did not. A model compiled before `attach`, or called through "
                 "another object, does that: attach first, compile later"
             )
+        shape = captured[self.layers[0]].shape[:2]
+        if shape != input_ids.shape:
+            raise RuntimeError(
+                f"the model must read as many tokens as the batch holds, "
+                f"{tuple(input_ids.shape)}; its blocks saw {tuple(shape)}. Prompt "
+                "tuning adds tokens of its own and can't be read: use LoRA"
+            )
+        if training and not self._checked_gradient:
+            self._check_gradient(captured)
+            self._checked_gradient = True
+
+    def _check_gradient(self, captured: Captured) -> None:
         needed = {i for t in self.decision_terms if t.weight for i in t.probe.layers}
-        flat = [i for i in sorted(needed) if not captured[i].requires_grad]
-        if training and flat:
+        model = self.trainer.model
+        flat = [
+            layer
+            for layer in sorted(needed)
+            # Gradient checkpointing makes activations carry gradient by itself.
+            if not captured[layer].requires_grad or not trains_below(model, layer)
+        ]
+        if flat:
             raise RuntimeError(
                 f"the activations of layers {flat} must carry gradient and do not, so "
                 "the terms would do nothing. Train parameters at or below these "
                 "layers (emoreg.lora_config places an adapter there)"
             )
+
+
+def trains_below(model: torch.nn.Module, layer: int) -> bool:
+    """Return whether anything trained can change the output of block `layer`."""
+    above: list[torch.nn.Module] = list(decoder_layers(model)[layer + 1 :])
+    inner: Any = unwrapped(model)
+    head, embeddings = inner.get_output_embeddings(), inner.get_input_embeddings()
+    if head is not None and head.weight is not embeddings.weight:
+        above.append(head)
+    late = {id(p) for module in above for p in module.parameters()}
+    return any(p.requires_grad and id(p) not in late for p in model.parameters())
+
+
+def _distinct_names(terms: Sequence[AbstractTerm]) -> dict[int, str]:
+    """Return a name for each term (by `id`), numbered where several share one."""
+    names: dict[int, str] = {}
+    for term in terms:
+        count = sum(other.name == term.name for other in terms[: len(names)]) + 1
+        names[id(term)] = term.name if count == 1 else f"{term.name}-{count}"
+    return names

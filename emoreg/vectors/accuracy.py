@@ -63,7 +63,7 @@ def chosen_layers(
         emotions=vectors.emotions, layers=vectors.layers, d_model=vectors.d_model
     )
     fitter.update(inner.values, inner.labels)
-    fitted = fitter.vectors(denoise=0, shrinkage=shrinkage)
+    fitted = fitter.vectors(denoise=0.0, shrinkage=shrinkage)
 
     def best(reader: str) -> int:
         return max(

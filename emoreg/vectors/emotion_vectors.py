@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -263,8 +263,9 @@ def save_tensors(
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
     except OSError as error:
         raise ValueError(
             f"the folder of {str(path)!r} must be writable: {error.strerror}. Pass "
@@ -272,9 +273,10 @@ def save_tensors(
         ) from error
     try:
         save_file(tensors, temporary, metadata)
+        temporary.chmod(mode)  # safetensors lets no one else read what it writes
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return path
 
 

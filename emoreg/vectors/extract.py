@@ -7,11 +7,18 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured
-from emoreg.residual.layers import LayerPlan, d_model, num_layers, unwrapped
+from emoreg.residual.layers import (
+    LayerPlan,
+    d_model,
+    model_name,
+    num_layers,
+    unwrapped,
+)
 from emoreg.residual.tokens import conversation_ids, real_tokens_from
 from emoreg.vectors.accuracy import Accuracy, accuracy, chosen_layers, recorded
 from emoreg.vectors.corpus import (
@@ -46,7 +53,7 @@ class Extraction:
 
 
 def extract(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus,
     *,
@@ -122,7 +129,7 @@ def fit_and_test(
 
 
 def _read_neutral(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     passages: Sequence[Neutral],
     fitter: VectorFitter,
@@ -159,21 +166,21 @@ def neutral_ids(tokenizer: PreTrainedTokenizerBase, passage: Neutral) -> list[in
 
 
 def _provenance(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus,
     neutral: int,
 ) -> dict[str, Any]:
-    config = unwrapped(model).config
+    config: Any = unwrapped(model).config
     template = str(getattr(tokenizer, "chat_template", None))
     return {
-        "model": config._name_or_path,
+        "model": model_name(model),
         "revision": getattr(config, "_commit_hash", None),
         "num_layers": num_layers(model),
         "corpus_hash": corpus.hash(),
         "template_hash": hashlib.sha256(template.encode()).hexdigest()[:16],
         "neutral_passages": neutral,
         "first_token": FIRST_TOKEN,
-        "dtype": str(model.dtype),
+        "dtype": str(next(model.parameters()).dtype),
         "software": {n: version(n) for n in ("torch", "transformers", "emoreg")},
     }

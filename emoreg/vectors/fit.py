@@ -28,7 +28,7 @@ class VectorFitter:
         self._count = torch.zeros(len(self.emotions))
         self._mean = torch.zeros(len(self.emotions), *shape)
         self._scatter = torch.zeros(*shape, d_model)
-        self._neutral_count = 0
+        self._neutral_count = 0.0
         self._neutral_mean = torch.zeros(shape)
         self._neutral_scatter = torch.zeros(*shape, d_model)
 
@@ -38,14 +38,20 @@ class VectorFitter:
         """Add one pooled activation per text with its emotion.
 
         Raises:
-            ValueError: If a label is not among the emotions.
+            ValueError: If a label is not among the emotions, or labels and texts
+                differ in number.
         """
+        if len(labels) != len(activations):
+            raise ValueError(
+                "`labels` must name one emotion per text, got "
+                f"{len(labels)} for {len(activations)} texts"
+            )
+        for name in sorted(set(labels) - set(self.emotions)):
+            raise ValueError(
+                f"each label must be one of the fitter's emotions, got {name!r}"
+            )
         x = activations.float().cpu()
-        for name in set(labels):
-            if name not in self.emotions:
-                raise ValueError(
-                    f"each label must be one of the fitter's emotions, got {name!r}"
-                )
+        for name in sorted(set(labels)):
             row = self.emotions.index(name)
             rows = x[[i for i, label in enumerate(labels) if label == name]]
             count, mean = float(self._count[row]), self._mean[row]

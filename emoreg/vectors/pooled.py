@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured
@@ -39,7 +39,7 @@ class StoryActivations:
 
 
 def pool_stories(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     stories: Sequence[Story],
     layers: Sequence[int],

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float32, Int
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured
@@ -42,7 +42,7 @@ class TurnReadings:
 
 
 def read_conversations(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
     vectors: EmotionVectors,

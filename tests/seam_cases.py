@@ -1,0 +1,439 @@
+"""What the tests of the trainer seam share: vectors, a reference, rows, trainers."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
+from emoreg.losses.presets import Terms, decouple
+from emoreg.training.adapters import lora_config
+from emoreg.training.attach import attach
+from emoreg.training.monitor import Monitor
+from emoreg.training.reference import Reference, calibrate
+from emoreg.vectors.corpus import Conversation, Corpus
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.fit import VectorFitter
+
+# The last one belongs to the audit: seen, never in a loss.
+EMOTIONS = ("desperate", "panicked", "calm", "content", "upset")
+LAYERS = (1, 2, 3)  # the plan of a 4-layer model: loss 2, audit 3
+LOSS_LAYER = 2
+FAILS, PASSES = "2 failed, still wrong.", "all is well, thanks."
+
+disable_progress_bars()
+
+
+def make_vectors(width: int = 32, depth: int | None = 4) -> EmotionVectors:
+    """Vectors with two readers, fitted on made-up activations of that width."""
+    generator = torch.Generator().manual_seed(7)
+    fitter = VectorFitter(emotions=EMOTIONS, layers=LAYERS, d_model=width)
+    for emotion in EMOTIONS:
+        mean = torch.randn(len(LAYERS), width, generator=generator)
+        noise = torch.randn(6, len(LAYERS), width, generator=generator)
+        fitter.update(0.1 * mean + 0.05 * noise, [emotion] * 6)
+    provenance = {} if depth is None else {"num_layers": depth}
+    return replace(fitter.vectors(denoise=0.0), provenance=provenance)
+
+
+def twins(count: int = 5) -> list[Conversation]:
+    """Short conversations in pairs that differ in the feedback alone."""
+    made = []
+    for k in range(count):
+        for variant, feedback in (("fail", FAILS), ("pass", PASSES)):
+            messages = (
+                {"role": "user", "content": f"sort list {k} {'x' * k}"},
+                {"role": "assistant", "content": f"try {k * 7}"},
+                {"role": "user", "content": feedback},
+                {"role": "assistant", "content": "again"},
+            )
+            made.append(
+                Conversation(
+                    id=f"{k}-{variant}",
+                    pair=str(k),
+                    variant="fail" if variant == "fail" else "pass",
+                    style="",
+                    messages=messages,
+                    failed=(None, 1.0 if variant == "fail" else 0.0),
+                )
+            )
+    return made
+
+
+def lively(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with weights large enough for blocks to do something."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(0.15 * noise)
+    return model
+
+
+_MEASURED: dict[str, Reference] = {}
+
+
+def make_reference(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    vectors: EmotionVectors,
+) -> Reference:
+    """A reference calibrated on `twins()`, once a process, with short passages.
+
+    An untrained model reacts to all twins alike, so their spread is next to nothing:
+    the unit is made as large as the gap, and the gap of the sign that terms act on.
+    """
+    if vectors.hash not in _MEASURED:
+        _MEASURED[vectors.hash] = calibrate(
+            model, tokenizer, twins(), vectors, passages=4, quiet=True
+        )
+    found = _MEASURED[vectors.hash]
+    unit = found.gap.abs().clamp(min=0.05)
+    signs = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0])
+    return replace(
+        found,
+        sigma_ref=unit,
+        gap=signs * unit,
+        stories=tuple(ids[:40] for ids in found.stories),
+        neutral=tuple(ids[:40] for ids in found.neutral),
+    )
+
+
+def make_terms(
+    vectors: EmotionVectors, reference: Reference, **weights: float
+) -> Terms:
+    """The default preset with everything to be lowered, and strong enough to see."""
+    return decouple(vectors, reference, keep=0.0, **weights)
+
+
+def zero_terms(vectors: EmotionVectors, reference: Reference) -> Terms:
+    """The default preset with all weights 0."""
+    return make_terms(vectors, reference, contrast=0, band=0, meaning=0, kl=0)
+
+
+def row(turns: Sequence[float | None], k: int = 0) -> dict[str, Any]:
+    """One conversation with an Assistant turn per entry of `turns`.
+
+    The first turn has seen no feedback; the others follow a failing or passing one.
+    """
+    messages = [{"role": "user", "content": f"job {k} {'y' * (k % 5)}"}]
+    for index, failed in enumerate(turns):
+        if index:
+            feedback = {None: "so what now?", 1.0: FAILS, 0.0: PASSES}
+            text = feedback.get(failed, "half of it is wrong.")
+            messages.append({"role": "user", "content": text})
+        reply = f"step {index} of {k}" + "z" * (k % 3)
+        messages.append({"role": "assistant", "content": reply})
+    return {
+        "prompt": messages[:-1],
+        "completion": messages[-1:],
+        "failed": list(turns),
+    }
+
+
+def make_rows(count: int = 8) -> Dataset:
+    """Rows of one to three feedbacks, failing, passing, halfway and unknown."""
+    kinds: tuple[tuple[float | None, ...], ...] = (
+        (None, 1.0),
+        (None, 0.0),
+        (None, 1.0, 0.0),
+        (None, 0.5, None, 1.0),
+    )
+    return Dataset.from_list([row(kinds[k % len(kinds)], k) for k in range(count)])
+
+
+def sft_config(folder: Path | str, **changes: Any) -> SFTConfig:
+    """Quiet settings on a CPU, with every step logged."""
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": 8,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "max_length": None,
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    return SFTConfig(**{**settings, **changes})
+
+
+def make_sft(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path | str,
+    *,
+    rows: Dataset | None = None,
+    peft: LoraConfig | None = None,
+    kind: type[SFTTrainer] = SFTTrainer,
+    callbacks: Sequence[TrainerCallback] = (),
+    extra: dict[str, Any] | None = None,
+    eval_rows: Dataset | None = None,
+    **changes: Any,
+) -> SFTTrainer:
+    """A real SFTTrainer on the rows; equal calls make equal trainers."""
+    torch.manual_seed(11)  # an adapter's first weights
+    return kind(
+        model=model,
+        args=sft_config(folder, **changes),
+        train_dataset=make_rows() if rows is None else rows,
+        eval_dataset=eval_rows,
+        processing_class=tokenizer,
+        peft_config=peft,
+        callbacks=list(callbacks),
+        **(extra or {}),
+    )
+
+
+def adapter() -> LoraConfig:
+    """The LoRA that the package recommends for the tiny model."""
+    return lora_config(make_vectors(), r=2, alpha=4)
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A plain collator: right padding, the whole text as labels."""
+    ids = [torch.tensor(example["input_ids"]) for example in examples]
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    lengths = torch.tensor([len(one) for one in ids])
+    mask = torch.arange(padded.shape[1]) < lengths.unsqueeze(1)
+    return {
+        "input_ids": padded,
+        "attention_mask": mask.long(),
+        "labels": padded.masked_fill(~mask, -100),
+    }
+
+
+def make_plain(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path | str,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    **changes: Any,
+) -> Trainer:
+    """A `transformers.Trainer` on the same rows."""
+    tokenized = [
+        {
+            "input_ids": tokenizer(
+                str(
+                    tokenizer.apply_chat_template(
+                        example["prompt"] + example["completion"], tokenize=False
+                    )
+                ),
+                add_special_tokens=False,
+            )["input_ids"],
+            "failed": example["failed"],
+        }
+        for example in map(dict, make_rows())
+    ]
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": 8,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    return Trainer(
+        model=model,
+        args=TrainingArguments(**{**settings, **changes}),
+        train_dataset=Dataset.from_list(tokenized),
+        processing_class=tokenizer,
+        data_collator=collate,
+        callbacks=list(callbacks),
+    )
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        del args, state, control
+        named = kwargs["model"].named_parameters()
+        self.steps.append(
+            {name: p.grad.clone() for name, p in named if p.grad is not None}
+        )
+
+
+def weights(trainer: Any) -> dict[str, torch.Tensor]:
+    """A copy of all parameters."""
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+
+
+def losses(trainer: Any) -> list[float]:
+    """The training loss at every logged step."""
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def logged(trainer: Any, prefix: str = "emotion") -> list[dict[str, float]]:
+    """Readings and terms of every logged step that has some."""
+    found = [
+        {k: v for k, v in entry.items() if k.startswith(prefix)}
+        for entry in trainer.state.log_history
+    ]
+    return [entry for entry in found if entry]
+
+
+def gap(
+    a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]
+) -> tuple[float, float, float]:
+    """Largest and mean difference of two sets of tensors, and the mean size."""
+    assert a
+    assert a.keys() == b.keys()
+    first = torch.cat([a[name].flatten() for name in a])
+    second = torch.cat([b[name].flatten() for name in a])
+    apart = (first - second).abs()
+    return float(apart.max()), float(apart.mean()), float(first.abs().mean())
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of tensors are the same bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def small_corpus(folder: Path, kept: int = 4) -> Corpus:
+    """The packaged corpus with only its shortest training twins."""
+    packaged = Corpus.packaged().root
+    lines: list[str] = []
+    for path in packaged.rglob("*.json*"):
+        if path.parent.name == "transcripts":
+            if path.name.startswith("train"):
+                lines += path.read_text(encoding="utf-8").splitlines()
+            continue
+        target = folder / path.relative_to(packaged)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    twins = folder / "transcripts" / "train.jsonl"
+    twins.parent.mkdir()
+    twins.write_text("\n".join(sorted(lines, key=len)[:kept]), encoding="utf-8")
+    return Corpus(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run in a process of its own: `python tests/seam_cases.py FOLDER NAME`."""
+
+    rows: list[dict[str, Any]]
+    weights: dict[str, float]
+    peft: bool = True
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+def write_files(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write what a job needs: model, tokenizer, vectors, reference."""
+    vectors = make_vectors()
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    vectors.save(folder / "vectors.safetensors")
+    make_reference(model, tokenizer, vectors).save(folder / "reference.safetensors")
+
+
+def run_job(
+    folder: Path,
+    name: str,
+    job: Job,
+    *,
+    processes: int = 1,
+    environment: dict[str, str] | None = None,
+    seconds: float = 240,
+) -> dict[str, Any]:
+    """Run a job, launched as a user would, and return what it left.
+
+    Raises:
+        subprocess.TimeoutExpired: If processes wait for each other for ever.
+    """
+    (folder / f"{name}.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
+    here = Path(__file__).resolve()
+    config = here.parent.parent / "recipes" / "accelerate" / "ddp_cpu.yaml"
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launch += ["--num_processes", str(processes)]
+    command = [sys.executable, *(launch if processes > 1 else [])]
+    path = os.pathsep.join([str(here.parent.parent), str(here.parent)])
+    done = subprocess.run(
+        [*command, str(here), str(folder), name],
+        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / f"{name}.pt", weights_only=False)
+
+
+def main(folder: Path, name: str) -> None:
+    """Train as the job says; the main process writes log and weights."""
+    job = Job(**json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+    torch.set_num_threads(1)
+    vectors = EmotionVectors.load(folder / "vectors.safetensors")
+    reference = Reference.load(folder / "reference.safetensors")
+    terms = make_terms(vectors, reference, **job.weights)
+    for term in terms:
+        if isinstance(term, MeaningAnchor | ReferenceKL):
+            # All passages each time, so that the number of processes is no matter.
+            term.every, term.passages = 2, 4
+    trainer: Any = attach(
+        make_sft(
+            AutoModelForCausalLM.from_pretrained(folder / "model"),
+            AutoTokenizer.from_pretrained(folder / "model"),
+            folder / name,
+            rows=Dataset.from_list(job.rows),
+            peft=adapter() if job.peft else None,
+            **job.changes,
+        ),
+        monitor=Monitor(vectors),
+        terms=terms,
+        outcome="failed",
+        reference=reference,
+    )
+    start = weights(trainer)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        result = {
+            "log": trainer.state.log_history,
+            "weights": weights(trainer),
+            "start": start,
+            "processes": trainer.accelerator.num_processes,
+        }
+        torch.save(result, folder / f"{name}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
