@@ -21,7 +21,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer  # pyright: ignore
 
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
 from emoreg.losses.presets import Terms, decouple
@@ -118,9 +118,7 @@ def make_reference(
     )
 
 
-def make_terms(
-    vectors: EmotionVectors, reference: Reference, **weights: float
-) -> Terms:
+def make_terms(vectors: EmotionVectors, reference: Reference, **weights: Any) -> Terms:
     """The default preset with everything to be lowered, and strong enough to see."""
     return decouple(vectors, reference, keep=0.0, **weights)
 

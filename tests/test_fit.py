@@ -229,10 +229,10 @@ def as_stories(data: Planted, topics: tuple[str, ...] = TOPICS) -> StoryActivati
     )
 
 
-def top1(vectors: EmotionVectors, data: Planted) -> dict[str, float]:
+def top1(vectors: EmotionVectors, data: Planted, layer: int = 7) -> dict[str, float]:
     stories = as_stories(data)
     return {
-        reader: accuracy(vectors, stories, reader=reader, layer=7).top1
+        reader: accuracy(vectors, stories, reader=reader, layer=layer).top1
         for reader in vectors.readers
     }
 
@@ -374,6 +374,20 @@ def test_the_layer_is_chosen_where_the_emotions_are() -> None:
         assert {a.layer for a in headlines} == {LAYERS[good]}
         recorded = found.vectors.provenance["accuracy"]
         assert [Accuracy(**fields) for fields in recorded] == headlines
+
+
+def test_the_layer_is_not_chosen_by_texts_that_were_fitted() -> None:
+    # In so many dimensions noise can be learned by heart, which the first layer is.
+    width, labels = 200, [name for name in EMOTIONS for _ in range(24)]
+    rows = torch.tensor([EMOTIONS.index(label) for label in labels])
+    values = torch.randn(len(labels), len(LAYERS), width)
+    values[:, 1] += 6 * torch.linalg.qr(torch.randn(width, 4)).Q.T[rows]
+    data = Planted(values, labels, torch.randn(9, len(LAYERS), width), values)
+    by_heart = new_fitter(width).update(values, labels).vectors(denoise=0.0)
+    assert set(top1(by_heart, data, layer=3).values()) == {1.0}  # control
+    fitter = new_fitter(width).update_neutral(data.neutral)
+    found = fit_and_test(as_stories(data), fitter, 0.5, 0.5, {})
+    assert set(found.chosen.values()) == {7}
 
 
 # ------------------------------------------------------------- pooled means

@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
-from trl import SFTTrainer
+from trl import SFTTrainer  # pyright: ignore
 
 from emoreg.losses.presets import decouple
 from emoreg.losses.term import AbstractDecisionTerm, DecisionReadings
@@ -118,7 +118,8 @@ def streams(model: Any, ids: list[int], layer: int) -> torch.Tensor:
 
 def row_ids(tokenizer: PreTrainedTokenizerFast, example: dict[str, Any]) -> list[int]:
     messages = example["prompt"] + example["completion"]
-    return tokenizer.apply_chat_template(messages, return_dict=False)
+    ids: Any = tokenizer.apply_chat_template(messages, return_dict=False)
+    return ids
 
 
 # -- what the seam leaves alone ------------------------------------------------------
@@ -469,7 +470,7 @@ def test_padding_is_never_counted_as_speech(
     key = "emotion/desperate/L2/lda/assistant"
     found = []
     for size in (1, 2):
-        trainer = cases.make_sft(
+        trainer: Any = cases.make_sft(
             model(),
             tokenizer,
             tmp_path,

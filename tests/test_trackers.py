@@ -146,7 +146,7 @@ def test_trackio_keeps_them_locally(
         timeout=120,
         check=True,
     )
-    found = {
+    found: dict[tuple[int, str], float] = {
         (int(row["train/global_step"]), key): value
         for row in json.loads(read.stdout.strip().splitlines()[-1])
         for key, value in row.items()
