@@ -165,7 +165,7 @@ def test_the_loss_is_bitwise_the_same(
     model = tiny_model(family)
     decoder_layers(model)[1].register_forward_hook(
         lambda _module, _args, out: (
-            out * 1.001 if isinstance(out, Tensor) else (out[0] * 1.001, *out[1:])
+            out * 1.2 if isinstance(out, Tensor) else (out[0] * 1.2, *out[1:])
         )
     )
     assert not torch.equal(model(input_ids=ids, labels=ids).loss, bare)

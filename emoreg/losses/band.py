@@ -66,4 +66,4 @@ class BandPenalty(AbstractDecisionTerm):
         outside = torch.relu(self._low.to(device) - values).square()
         outside = outside + torch.relu(values - self._high.to(device)).square()
         total = weighted_sum(outside, weight).mean()
-        return total * share(reduce(weight.sum()), reduce)
+        return total * share(reduce(readings.failing_step), reduce)

@@ -31,10 +31,10 @@ class ContrastPenalty(AbstractDecisionTerm):
     success desperate too would be an optimum.
 
     `G` is a running mean in dual form: its value decides the slope of the hinge, the
-    gradient flows through the present batch, so one row a batch is enough and
-    accumulation changes nothing. Where the reference's readings of the same tokens
-    are given, `G` is the calibrated gap plus the running mean of `p - p_ref`, which
-    takes the spread between tasks out of the estimate.
+    gradient flows through the present batch, so one row a batch is enough. Where the
+    reference's readings of the same tokens are given, `G` is the calibrated gap plus
+    the running mean of `p - p_ref`, which takes the spread between
+    tasks out of the estimate.
     """
 
     def __init__(
@@ -85,14 +85,15 @@ class ContrastPenalty(AbstractDecisionTerm):
             shift, start = shift - readings.reference, self._gap
         failing = readings.failing
         local = weighted_sum(shift, failing)
-        count = reduce(failing.sum())
-        self._update(reduce(local.detach()), count)
+        count, whole = reduce(failing.sum()), reduce(readings.failing_step)
+        part = count / whole.clamp(min=1e-6)
+        self._update(reduce(local.detach()), count, part)
         x = self._signs * (start + self._sum / self._count.clamp(min=1e-6))
         above, below = torch.relu(x - self._tau), torch.relu(self._low - x)
         slope = (2 * above - 0.5 * below) * self._signs
         value = (above.square() + 0.25 * below.square()).mean()
-        surrogate = (slope * local).mean() * share(count, reduce)
-        loss = torch.where(count > 0, value, 0.0) + surrogate - surrogate.detach()
+        surrogate = (slope * local).mean() * share(whole, reduce)
+        loss = part * value + surrogate - surrogate.detach()
         return loss + self._anchor * self._success(readings, reduce)
 
     def _success(self, readings: DecisionReadings, reduce: Reduce) -> Tensor:
@@ -102,11 +103,12 @@ class ContrastPenalty(AbstractDecisionTerm):
         weight = readings.succeeding
         drift = present(readings.values - held, weight)
         squares = weighted_sum(drift.square(), weight).mean()
-        return squares * share(reduce(weight.sum()), reduce)
+        return squares * share(reduce(readings.succeeding_step), reduce)
 
-    def _update(self, total: Tensor, count: Tensor) -> None:
-        # A batch without failures, on any rank, leaves the running mean as it is.
-        decay = torch.where(count > 0, self._decay, 1.0)
+    def _update(self, total: Tensor, count: Tensor, part: Tensor) -> None:
+        # The parts of one step decay as much as the whole; a batch without failures,
+        # on any rank, leaves the running mean as it is.
+        decay = self._decay**part
         self._sum = decay * self._sum + total
         self._count = decay * self._count + count
 

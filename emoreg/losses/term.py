@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,6 +37,12 @@ class Probe:
     emotions: tuple[str, ...]
     reader: str
 
+    def to(self, device: torch.device) -> "Probe":
+        """Return the probe on `device`, so that reading needs no copies."""
+        moved = (x.to(device) for x in (self.directions, self.zero, self.sigma))
+        directions, zero, sigma = moved
+        return replace(self, directions=directions, zero=zero, sigma=sigma)
+
     def read(
         self, stream: Float[Tensor, "... d_model"], *, layer: int
     ) -> Float[Tensor, "... emotion"]:
@@ -57,6 +63,23 @@ class DecisionReadings:
     """In [0, 1]; NaN where unknown or where there is no segment."""
     reference: Float[Tensor, "segment layer emotion"] | None = None
     """The reference model's readings at the same tokens, where they are cached."""
+
+    failing_total: Float[Tensor, ""] | None = None
+    """Sum of `failing` over all parts of this process's step; None: this is all."""
+    succeeding_total: Float[Tensor, ""] | None = None
+    """Likewise of `succeeding`."""
+
+    @property
+    def failing_step(self) -> Float[Tensor, ""]:
+        """Weight of failing segments in the whole optimizer step."""
+        total = self.failing_total
+        return self.failing.sum() if total is None else total
+
+    @property
+    def succeeding_step(self) -> Float[Tensor, ""]:
+        """Weight of succeeding segments in the whole optimizer step."""
+        total = self.succeeding_total
+        return self.succeeding.sum() if total is None else total
 
     @property
     def failing(self) -> Float[Tensor, " segment"]:
@@ -104,7 +127,11 @@ class AbstractDecisionTerm(AbstractTerm):
 
     @abstractmethod
     def __call__(self, readings: DecisionReadings, reduce: Reduce = alone) -> Tensor:
-        """Return the unweighted term, a scalar with gradient."""
+        """Return the unweighted term, a scalar with gradient.
+
+        Under gradient accumulation it is this batch's part of the step's mean (sums
+        divided by `failing_step` or `succeeding_step`), so that parts add up.
+        """
 
 
 def checked_weight(weight: float) -> float:

@@ -35,6 +35,8 @@ class Plan:
     stakes: bool
     """Also the test twins with stakes, five rounds each."""
     steps: int
+    passages: int
+    """Stories, and neutral passages, that the anchors hold."""
     guard_limit: int | None
     """At most so many texts of each kind, and emotions, for the guard rails."""
     dev_gate: bool
@@ -59,10 +61,12 @@ class Plan:
         dialogue = _DIALOGUE_TOKENS[self.rounds]
         calibration = 128 / self.calibrate_every * dialogue
         tested = 128 / self.test_every * dialogue + _STAKES_TOKENS * self.stakes
-        guards = 30_000 if self.guard_limit else 70_000
+        guards = 12_000 if self.guard_limit else 70_000
         trained = 2 * self.steps * _DIALOGUE_TOKENS[self.train_rounds] * _TRAINED_TOKEN
         dev = 24_000 if self.dev_gate else 0
-        once = calibration + dev + (0 if cached else stories)
+        # Readings and predictions of the anchors' passages, and of the training rows.
+        held = self.passages * 350 + min(128, 2 * (self.train_twins or 64)) * 300
+        once = calibration + dev + held + (0 if cached else stories)
         return once + 3 * (tested + guards) + 2 * trained
 
 
@@ -74,12 +78,13 @@ def quick_plan(corpus: Corpus) -> Plan:
         emotions=tuple(dict.fromkeys((*roles.core, *families))),
         rounds=2,
         train_rounds=1,
-        train_twins=40,
-        calibrate_every=2,
+        train_twins=36,
+        calibrate_every=3,
         test_every=2,
         stakes=False,
-        steps=40,
-        guard_limit=12,
+        steps=36,
+        passages=16,
+        guard_limit=8,
         dev_gate=False,
     )
 
@@ -94,7 +99,8 @@ def full_plan(corpus: Corpus) -> Plan:
         calibrate_every=1,
         test_every=1,
         stakes=True,
-        steps=120,
+        steps=80,
+        passages=48,
         guard_limit=None,
         dev_gate=True,
     )

@@ -144,6 +144,7 @@ class Quickstart:
                 self.plan.calibration_prompts(self.corpus),
                 vectors,
                 corpus=self.corpus,
+                passages=self.plan.passages,
                 quiet=self.quiet,
             )
             reference.save(self.out / "reference.safetensors")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Int
@@ -168,8 +169,14 @@ def _matches(
     """Say for each start whether `pattern` stands there."""
     if input_ids.shape[1] < len(pattern):
         return torch.zeros_like(input_ids[:, :0], dtype=torch.bool)
-    wanted = torch.tensor(pattern, device=input_ids.device)
+    wanted = _on_device(tuple(pattern), input_ids.device)
     return (input_ids.unfold(1, len(pattern), 1) == wanted).all(-1)
+
+
+@lru_cache(maxsize=64)
+def _on_device(pattern: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return a pattern as a tensor; copying it at every step would wait for the GPU."""
+    return torch.tensor(pattern, device=device)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

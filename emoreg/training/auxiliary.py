@@ -104,9 +104,11 @@ class NeutralAnchor:
 Anchor = StoryAnchor | NeutralAnchor
 
 
-def rows_of_step(step: int, *, count: int, size: int, process: int) -> list[int]:
+def rows_of_step(
+    step: int, *, count: int, size: int, process: int, processes: int
+) -> list[int]:
     """Return which passages a process uses at its `step`-th auxiliary batch."""
-    start = (step * size + process * (count // 2)) % max(count, 1)
+    start = (step * processes + process) * size
     return [(start + k) % count for k in range(min(size, count))]
 
 
@@ -130,6 +132,7 @@ def run_auxiliary(
     *,
     step: int,
     process: int,
+    processes: int,
     device: torch.device,
     backward: Callable[[Tensor], Any],
 ) -> Tensor:
@@ -139,6 +142,7 @@ def run_auxiliary(
         count=passages_of(anchor),
         size=anchor.term.passages,
         process=process,
+        processes=processes,
     )
     value = anchor.loss(model, rows, device)
     if not value.requires_grad:

@@ -53,6 +53,12 @@ class EmotionTrainerMixin:
         """Return the trainer's loss with the terms on readings added."""
         return self.emotions.task_loss(super().compute_loss, model, inputs, **kwargs)  # type: ignore[misc]
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Fetch an optimizer step's batches, whose outcomes are counted together."""
+        samples, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        self.emotions.begin_step(samples)
+        return samples, items
+
     def training_step(
         self,
         model: torch.nn.Module,

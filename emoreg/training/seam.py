@@ -13,15 +13,8 @@ from emoreg.losses.term import (
     AbstractDecisionTerm,
     AbstractTerm,
     DecisionReadings,
-    Probe,
 )
 from emoreg.residual.capture import Captured, capture
-from emoreg.residual.layers import (
-    d_model,
-    decoder_layers,
-    num_layers,
-    unwrapped,
-)
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.training.auxiliary import (
     Anchor,
@@ -30,7 +23,9 @@ from emoreg.training.auxiliary import (
     due,
     run_auxiliary,
 )
+from emoreg.training.checks import check_fired, check_gradient, check_needs
 from emoreg.training.columns import (
+    OUTCOMES,
     REFERENCE,
     Extras,
     OutcomeCollator,
@@ -40,6 +35,9 @@ from emoreg.training.columns import (
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
 from emoreg.training.rows import cached_rows
+
+_TASK = "task"
+"""Logged as `emotion_loss/task`: the trainer's own loss."""
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +65,8 @@ class Seam:
         self._names = _distinct_names(self.terms)
         self._held: dict[int, slice] = {}
         self._checked_gradient = False
+        self._totals: tuple[Tensor, Tensor] | None = None
+        self._part = 0
         self.markers = TurnMarkers.of(trainer.processing_class)
         self.decision_terms = [
             t for t in self.terms if isinstance(t, AbstractDecisionTerm)
@@ -74,7 +74,14 @@ class Seam:
         self._values: dict[str, list[Tensor]] = {}
         if monitor is not None and reference is not None:
             monitor.prepare(reference)
-        self._check_needs(outcome, reference)
+        check_needs(
+            trainer,
+            vectors=None if monitor is None else monitor.vectors,
+            terms=self.terms,
+            outcome=outcome,
+            reference=reference,
+        )
+        self._place_probes()
         self.anchors = self._make_anchors(reference, quiet)
         self.layers = self._layers()
         if outcome is not None:
@@ -95,7 +102,8 @@ class Seam:
         inner = self.trainer.accelerator.unwrap_model(model)
         with capture(inner, self.layers, gradient=model.training) as captured:
             result = compute(model, inputs, **kwargs)
-            self._check_fired(captured, input_ids, training=model.training)
+            check_fired(captured, self.layers, tuple(input_ids.shape))
+            self._check_gradient_once(captured, training=model.training)
             streams = {layer: captured[layer] for layer in self.layers}
         positions, failure = self._segments(input_ids, extras)
         if self.monitor is not None and self.monitor.layers:
@@ -106,11 +114,29 @@ class Seam:
             self.monitor.update(streams, positions, failure, spoken, mode=mode)
         if not (model.training and self.decision_terms):
             return result
+        scaled = self._task_is_scaled(kwargs.get("num_items_in_batch"))
+        self._keep_task(result, scaled)
         added = self._decision_loss(streams, positions, failure, extras)
-        added = added * self._scale(kwargs.get("num_items_in_batch"))
+        self._part += 1
+        added = added * self._scale(scaled)
         if isinstance(result, tuple):
             return (result[0] + added, *result[1:])
         return result + added
+
+    def begin_step(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Count the failing and succeeding weight of an optimizer step's batches.
+
+        Terms are means over the step's segments. The mean of its parts' means is
+        another number where outcomes are spread unevenly, or a part has none.
+        """
+        self._part = 0
+        found = [batch[OUTCOMES] for batch in batches if OUTCOMES in batch]
+        self._totals = None
+        if found:
+            failing = torch.stack([x.nan_to_num(0.0).sum() for x in found]).sum()
+            passing = torch.stack([(1 - x).nan_to_num(0.0).sum() for x in found]).sum()
+            device = self.trainer.accelerator.device
+            self._totals = (failing.to(device), passing.to(device))
 
     def after_backward(self, model: torch.nn.Module) -> None:
         """Run the auxiliary batches that are due, once per optimizer step."""
@@ -124,18 +150,18 @@ class Seam:
                 model,
                 step=step,
                 process=accelerator.process_index,
+                processes=accelerator.num_processes,
                 device=accelerator.device,
                 backward=accelerator.backward,
             )
-            self._keep(anchor.term, value)
+            self._values.setdefault(self._names[id(anchor.term)], []).append(value)
 
     def metrics(self, mode: str) -> dict[str, float]:
         """Return the readings and terms since the last call; every process calls it."""
         result: dict[str, float] = {}
         if self.monitor is not None:
             result = self.monitor.metrics(self._reduce, mode=mode)
-        for term in self.terms if mode == "train" else ():
-            name = self._names[id(term)]
+        for name in (_TASK, *self._names.values()) if mode == "train" else ():
             values = self._values.pop(name, [])
             if values:
                 mean = self._reduce(torch.stack(values).mean())
@@ -158,43 +184,21 @@ class Seam:
                     "The checkpoint has no state of %r; it starts anew", name
                 )
 
-    def _check_needs(self, outcome: str | None, reference: Reference | None) -> None:
-        trainer, probes = self.trainer, self._probes()
-        width, depth = d_model(trainer.model), num_layers(trainer.model)
+    def _place_probes(self) -> None:
+        device = self.trainer.accelerator.device
+        for term in self.terms:
+            if isinstance(term, AbstractDecisionTerm | MeaningAnchor):
+                term.probe = term.probe.to(device)
         if self.monitor is not None:
-            self.monitor.vectors.check_model(d_model=width, num_layers=depth)
-        for probe in probes:
-            if probe.directions.shape[-1] != width or max(probe.layers) >= depth:
-                raise ValueError(
-                    "the terms must read this model: they have width "
-                    f"{probe.directions.shape[-1]} and layers {probe.layers}, it has "
-                    f"width {width} and {depth} layers. Extract vectors for it"
-                )
-        if self.decision_terms and outcome is None:
-            names = ", ".join(term.name for term in self.decision_terms)
-            raise ValueError(
-                f"`outcome` must name the dataset column with failures, since {names} "
-                "acts on failing turns; got None. Pass outcome='failed'"
-            )
-        needs = [t for t in self.terms if isinstance(t, MeaningAnchor | ReferenceKL)]
-        if needs and reference is None:
-            raise ValueError(
-                f"`reference` must be given for {needs[0].name}, whose passages it "
-                "holds. Pass what `emoreg.calibrate` returned"
-            )
-        if getattr(trainer.args, "packing", False):
-            raise ValueError(
-                "the trainer must not pack its data: packing drops the outcome column "
-                "and decision tokens can't be matched to outcomes. Use packing=False"
-            )
+            placed = [probe.to(device) for probe in self.monitor.probes]
+            self.monitor.probes = tuple(placed)
 
-    def _probes(self) -> list[Probe]:
-        own = [
-            term.probe
-            for term in self.terms
-            if isinstance(term, AbstractDecisionTerm | MeaningAnchor)
-        ]
-        return own + list(self.monitor.probes if self.monitor is not None else ())
+    def _check_gradient_once(self, captured: Captured, *, training: bool) -> None:
+        if training and not self._checked_gradient:
+            active = [term.probe for term in self.decision_terms if term.weight]
+            layers = sorted({layer for probe in active for layer in probe.layers})
+            check_gradient(captured, layers, self.trainer.model)
+            self._checked_gradient = True
 
     def _layers(self) -> tuple[int, ...]:
         decision = [term.probe for term in self.decision_terms]
@@ -254,6 +258,7 @@ class Seam:
     ) -> Tensor:
         total = torch.zeros((), device=failure.device)
         rows = torch.arange(positions.shape[0], device=positions.device).unsqueeze(1)
+        totals = self._totals or (None, None)
         for term in self.decision_terms:
             if term.weight == 0:
                 continue
@@ -267,88 +272,55 @@ class Seam:
                 flat = extras.reference[..., self._held[id(term)]].to(values.device)
                 held = flat.flatten(0, 1).unflatten(1, values.shape[1:])
             readings = DecisionReadings(
-                values=values, failure=failure.flatten(), reference=held
+                values=values,
+                failure=failure.flatten(),
+                reference=held,
+                failing_total=totals[0],
+                succeeding_total=totals[1],
             )
             value = term(readings, self._reduce)
-            self._keep(term, value.detach())
+            kept = self._values.setdefault(self._names[id(term)], [])
+            if self._part and self._totals:
+                kept[-1] = kept[-1] + value.detach()
+            else:
+                kept.append(value.detach())
             total = total + term.weight * value
         return total
 
-    def _keep(self, term: AbstractTerm, value: Tensor) -> None:
-        self._values.setdefault(self._names[id(term)], []).append(value)
+    def _task_is_scaled(self, num_items_in_batch: Any) -> bool:
+        """Return whether the trainer's loss is already that of the whole step.
 
-    def _scale(self, num_items_in_batch: Any) -> float:
-        """Return the factor that makes a per-micro-batch mean right under accumulation.
-
-        The trainer divides the loss by the accumulation steps unless it was already
-        normalized over the whole batch; then the added term has to do it itself.
+        If not, the trainer divides what it gets by the accumulation steps.
         """
         trainer = self.trainer
         scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
         if scaled is None:
-            counted = (
-                trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
-            )
-            scaled = counted or getattr(trainer, "compute_loss_func", None) is not None
-        return 1 / trainer.current_gradient_accumulation_steps if scaled else 1.0
+            counted = num_items_in_batch is not None
+            scaled = trainer.model_accepts_loss_kwargs and counted
+            scaled = scaled or getattr(trainer, "compute_loss_func", None) is not None
+        return bool(scaled)
+
+    def _scale(self, scaled: bool) -> float:
+        """Return the factor that makes added terms right under accumulation.
+
+        Where the step's outcomes were counted, terms are already parts of its mean.
+        """
+        steps = self.trainer.current_gradient_accumulation_steps
+        if self._totals is not None:
+            return 1.0 if scaled else float(steps)
+        return 1 / steps if scaled else 1.0
+
+    def _keep_task(self, result: Any, scaled: bool) -> None:
+        """Keep the loss without the terms, so that arms can be compared by it."""
+        loss = (result[0] if isinstance(result, tuple) else result).detach()
+        steps = self.trainer.current_gradient_accumulation_steps
+        self._values.setdefault(_TASK, []).append(loss * steps if scaled else loss)
 
     def _reduce(self, x: Tensor) -> Tensor:
         accelerator = self.trainer.accelerator
         if accelerator.num_processes == 1:
             return x
         return accelerator.reduce(x.clone(), reduction="sum")
-
-    def _check_fired(
-        self,
-        captured: Captured,
-        input_ids: Int[Tensor, "batch pos"],
-        *,
-        training: bool,
-    ) -> None:
-        silent = [layer for layer in self.layers if layer not in captured]
-        if silent:
-            raise RuntimeError(
-                f"the hooks of layers {silent} must fire in the trainer's forward pass "
-                "and did not. A model compiled before `attach`, or called through "
-                "another object, does that: attach first, compile later"
-            )
-        shape = captured[self.layers[0]].shape[:2]
-        if shape != input_ids.shape:
-            raise RuntimeError(
-                f"the model must read as many tokens as the batch holds, "
-                f"{tuple(input_ids.shape)}; its blocks saw {tuple(shape)}. Prompt "
-                "tuning adds tokens of its own and can't be read: use LoRA"
-            )
-        if training and not self._checked_gradient:
-            self._check_gradient(captured)
-            self._checked_gradient = True
-
-    def _check_gradient(self, captured: Captured) -> None:
-        needed = {i for t in self.decision_terms if t.weight for i in t.probe.layers}
-        model = self.trainer.model
-        flat = [
-            layer
-            for layer in sorted(needed)
-            # Gradient checkpointing makes activations carry gradient by itself.
-            if not captured[layer].requires_grad or not trains_below(model, layer)
-        ]
-        if flat:
-            raise RuntimeError(
-                f"the activations of layers {flat} must carry gradient and do not, so "
-                "the terms would do nothing. Train parameters at or below these "
-                "layers (emoreg.lora_config places an adapter there)"
-            )
-
-
-def trains_below(model: torch.nn.Module, layer: int) -> bool:
-    """Return whether anything trained can change the output of block `layer`."""
-    above: list[torch.nn.Module] = list(decoder_layers(model)[layer + 1 :])
-    inner: Any = unwrapped(model)
-    head, embeddings = inner.get_output_embeddings(), inner.get_input_embeddings()
-    if head is not None and head.weight is not embeddings.weight:
-        above.append(head)
-    late = {id(p) for module in above for p in module.parameters()}
-    return any(p.requires_grad and id(p) not in late for p in model.parameters())
 
 
 def _distinct_names(terms: Sequence[AbstractTerm]) -> dict[int, str]:
