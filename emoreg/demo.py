@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 class Loaded:
     """A model with its tokenizer and the name that provenance records."""
 
-    model: PreTrainedModel
+    model: torch.nn.Module
+    """A transformers model, or one inside peft."""
     tokenizer: PreTrainedTokenizerBase
     name: str
 

@@ -58,8 +58,8 @@ class Recipe:
     twins: int = field(
         default=0, metadata={"help": "Use the shortest so many twins; 0 is all."}
     )
-    contrast: float = field(default=1.0, metadata={"help": "Weight of the decoupler."})
-    band: float = field(default=0.1, metadata={"help": "Weight of the calm band."})
+    contrast: float = field(default=10.0, metadata={"help": "Weight of the decoupler."})
+    band: float = field(default=1.0, metadata={"help": "Weight of the calm band."})
     meaning: float = field(default=1.0, metadata={"help": "Weight of MeaningAnchor."})
     kl: float = field(default=1.0, metadata={"help": "Weight of ReferenceKL."})
 
@@ -99,19 +99,15 @@ def main(recipe: Recipe, args: SFTConfig) -> Any:
     """Train, save the adapter, and return the trainer."""
     loaded = load_any(recipe.model)
     vectors = emoreg.EmotionVectors.load(recipe.vectors)
+    twins = emoreg.Corpus.packaged().transcripts("train")
     reference = (
         emoreg.Reference.load(recipe.reference)
         if recipe.reference
-        else emoreg.calibrate(
-            loaded.model,
-            loaded.tokenizer,
-            emoreg.Corpus.packaged().transcripts("train"),
-            vectors,
-        )
+        else emoreg.calibrate(loaded.model, loaded.tokenizer, twins, vectors)
     )
     args.max_length = None  # a cut transcript would lose its last decision token
     trainer = SFTTrainer(
-        model=loaded.model,
+        model=loaded.model,  # pyright: ignore[reportArgumentType]
         args=args,
         train_dataset=load_rows(recipe, args.seed),
         processing_class=loaded.tokenizer,

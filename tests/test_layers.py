@@ -19,7 +19,6 @@ from emoreg.residual.layers import (
     checked_layers,
     d_model,
     decoder_layers,
-    final_norm,
     num_layers,
     unwrapped,
 )
@@ -62,16 +61,16 @@ def check_parts(wrapped: nn.Module, model: PreTrainedModel, family: str) -> None
     assert d_model(wrapped) == D_MODEL
     assert unwrapped(wrapped) is model
     assert backbone(wrapped) is model.get_submodule(BLOCKS[family].rpartition(".")[0])
-    assert final_norm(wrapped) is model.get_submodule(NORMS[family])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parts_are_found_in_every_family(tiny_model: Build, family: str) -> None:
     model = tiny_model(family)
     check_parts(model, model, family)
-    # Not only named so: the norm's output, through the head, is the logits.
+    # The last block comes before the norm whose output, through the head, is logits.
     seen: list[torch.Tensor] = []
-    final_norm(model).register_forward_hook(lambda *args: seen.append(args[2]))
+    norm = model.get_submodule(NORMS[family])
+    norm.register_forward_hook(lambda *args: seen.append(args[2]))
     logits = model(input_ids=IDS).logits
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Module)
@@ -129,14 +128,6 @@ def test_an_unknown_architecture_is_refused(tiny_model: Build) -> None:
             decoder_layers(model)
     model.model.layers = blocks  # control
     assert decoder_layers(model) is blocks
-
-
-def test_a_backbone_without_a_known_norm_is_refused(tiny_model: Build) -> None:
-    model = tiny_model("llama")
-    assert final_norm(model) is model.model.norm
-    del model.model.norm
-    with pytest.raises(ValueError, match=r"must end in one of norm, ln_f.*LlamaModel"):
-        final_norm(model)
 
 
 def test_the_plan_of_thirty_blocks() -> None:

@@ -67,7 +67,7 @@ class Readings:
     values: Float[np.ndarray, "segment reader layer emotion"]
     """Projections on the unit directions, float32; NaN where not measured."""
     resid_norm: Float[np.ndarray, "segment layer"]
-    """Mean norm of the residual stream over the segment's tokens, float32."""
+    """Norm of the segment's mean residual stream, float32."""
     readers: tuple[str, ...]
     layers: tuple[int, ...]
     emotions: tuple[str, ...]

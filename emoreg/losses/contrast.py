@@ -106,8 +106,8 @@ class ContrastPenalty(AbstractDecisionTerm):
         return squares * share(reduce(readings.succeeding_step), reduce)
 
     def _update(self, total: Tensor, count: Tensor, part: Tensor) -> None:
-        # The parts of one step decay as much as the whole; a batch without failures,
-        # on any rank, leaves the running mean as it is.
+        # The parts of one step decay about as much as the whole; a batch without
+        # failures, on any rank, leaves the running mean as it is.
         decay = self._decay**part
         self._sum = decay * self._sum + total
         self._count = decay * self._count + count

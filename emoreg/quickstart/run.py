@@ -42,7 +42,7 @@ class Quickstart:
     """`demo`, a folder or a hub id."""
     seed: int = 0
     """Of data order, adapters and bootstraps."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-4
     quiet: bool = False
     say: Callable[[str], None] = print
     """Receives one plain sentence a stage."""
@@ -99,12 +99,12 @@ class Quickstart:
 
     def _estimate(self, loaded: Loaded) -> float:
         speed = tokens_per_second(loaded.model)
+        sample = next(loaded.model.parameters())
         cached = self._cached_vectors(loaded) is not None
         tokens = self.plan.forward_tokens(cached=cached)
         self.say(
-            f"    {str(loaded.model.dtype).removeprefix('torch.')} on "
-            f"{loaded.model.device}, {speed:.0f} tokens/s: about "
-            f"{tokens / speed / 60:.0f} minutes to go."
+            f"    {str(sample.dtype).removeprefix('torch.')} on {sample.device}, "
+            f"{speed:.0f} tokens/s: about {tokens / speed / 60:.0f} minutes to go."
         )
         return speed
 
@@ -213,8 +213,8 @@ class Quickstart:
             "per_device_train_batch_size": 2,
             "train_sampling_strategy": "sequential",
             "learning_rate": self.learning_rate,
-            "lr_scheduler_type": "constant_with_warmup",
-            "warmup_steps": 2,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 3,
             "activation_checkpointing": "false",
             "logging_steps": 2,
             "save_strategy": "no",

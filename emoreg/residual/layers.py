@@ -28,7 +28,6 @@ LINEAR_NAMES = (
     *("fc1", "fc2"),  # Phi
 )
 """What the linear layers inside a decoder block are called."""
-_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,22 +132,6 @@ def backbone(model: nn.Module) -> nn.Module:
     if isinstance(decoder, nn.Module) and decoder is not base:
         return decoder
     return getattr(base, getattr(base, "base_model_prefix", "") or "_none", base)
-
-
-def final_norm(model: nn.Module) -> nn.Module:
-    """Return the norm between the last decoder block and the language-model head.
-
-    Raises:
-        ValueError: If the backbone has no norm under a known name.
-    """
-    decoder = backbone(model)
-    for name in _FINAL_NORMS:
-        if isinstance(getattr(decoder, name, None), nn.Module):
-            return getattr(decoder, name)
-    raise ValueError(
-        f"the backbone must end in one of {', '.join(_FINAL_NORMS)}; "
-        f"{type(decoder).__name__} has none. ReferenceKL can't be used with it"
-    )
 
 
 def num_layers(model: nn.Module) -> int:

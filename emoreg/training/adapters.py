@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
+from torch import nn
 
 from emoreg.residual.layers import LINEAR_NAMES, LayerPlan
 from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -49,7 +49,7 @@ def lora_config(
     )
 
 
-def with_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+def with_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """Return `model` with the peft adapter in `folder`, in eval mode.
 
     Raises:
@@ -62,5 +62,6 @@ def with_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
             f"`adapter` must be a folder with an adapter_config.json; {str(folder)!r} "
             "has none. Pass the output folder of a training run with peft"
         )
-    tuned: Any = PeftModel.from_pretrained(model, folder)
+    base: Any = model
+    tuned: Any = PeftModel.from_pretrained(base, folder)
     return tuned.eval()

@@ -110,6 +110,7 @@ def check_dataset(dataset: Any, column: str, markers: TurnMarkers) -> None:
                 f"each row must have one outcome per Assistant turn: row {row} has "
                 f"{given} in {column!r} and {found} decision tokens in "
                 f"{ids.shape[1]} tokens. Transcripts cut by `max_length` lose their "
-                "last turns (raise it, or pass None); rows without an outcome need "
-                "None, not an empty list"
+                "last turns (raise it, or pass None); a turn that begins with blank "
+                "lines may lose its decision token to the tokenizer; rows without an "
+                "outcome need None, not an empty list"
             )

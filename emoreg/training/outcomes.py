@@ -5,6 +5,7 @@ of a tool or user turn. Unknown is an answer: a wrong label trains the wrong thi
 """
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, final
@@ -21,6 +22,8 @@ from emoreg.training.feedback_rules import (
     verdict_words,
 )
 from emoreg.vectors.corpus import Transcript
+
+_FAILURE_SIGNS: Final = re.compile(r"\b(FAILED|Traceback|AssertionError)\b")
 
 # In this order the first rule that finds something decides, with two exceptions that
 # `parse_feedback` states. Counts come first: they say most exactly what happened.
@@ -43,7 +46,7 @@ class Outcome:
     failure: float | None
     """0 for success, 1 for failure, or between; None where it is unknown."""
     source: str
-    """What said so: a rule of the parser, `column`, `reward`, or `unknown`."""
+    """What said so: a rule of the parser, or `unknown`."""
 
     def __post_init__(self) -> None:
         """Refuse a failure outside [0, 1]."""
@@ -97,14 +100,16 @@ def parse_feedback(text: str) -> Outcome:
     for name, failed in found.items():
         if failed is None:
             continue
-        if name == "exit status" and failed is False and _contradicted(found):
+        if name == "exit status" and failed is False and _contradicted(found, text):
             return Outcome(failure=None, source="unknown")
         return Outcome(failure=float(failed), source=name)
     return Outcome(failure=None, source="unknown")
 
 
-def _contradicted(found: dict[str, bool | None]) -> bool:
-    return any(found[name] is True for name in ("verdict", "timeout", "crash"))
+def _contradicted(found: dict[str, bool | None], text: str) -> bool:
+    """Return whether anything beside a passing exit status speaks of failure."""
+    ruled = any(found[name] is True for name in ("verdict", "timeout", "crash"))
+    return ruled or _FAILURE_SIGNS.search(text) is not None
 
 
 @final

@@ -14,6 +14,7 @@ from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured
 from emoreg.residual.layers import (
     LayerPlan,
+    checked_layers,
     d_model,
     model_name,
     num_layers,
@@ -83,7 +84,8 @@ def extract(
         FloatingPointError: On activations that are not finite.
     """
     plan = LayerPlan.for_depth(num_layers(model))
-    layers = plan.monitor if layers is None else tuple(layers)
+    depth = num_layers(model)
+    layers = plan.monitor if layers is None else checked_layers(layers, depth)
     emotions = corpus.emotions() if emotions is None else tuple(emotions)
     stories = corpus.stories(emotions, split="all")
     pooled = pool_stories(model, tokenizer, stories, layers, budget=budget, quiet=quiet)

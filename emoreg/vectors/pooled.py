@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured
-from emoreg.residual.layers import d_model
+from emoreg.residual.layers import checked_layers, d_model, num_layers
 from emoreg.residual.tokens import real_tokens_from
 from emoreg.vectors.corpus import Story
 
@@ -49,7 +49,7 @@ def pool_stories(
 ) -> StoryActivations:
     """Return each story's mean activation over real tokens from the 50th on."""
     sequences = [_story_ids(tokenizer, story) for story in stories]
-    order = tuple(sorted(layers))
+    order = checked_layers(layers, num_layers(model))
     values = torch.zeros(len(stories), len(order), d_model(model))
 
     def consume(batch: Batch, captured: Captured) -> None:

@@ -116,8 +116,9 @@ def _check_turns(conversation: Conversation, found: int) -> None:
             "a conversation must have as many decision tokens as Assistant turns and "
             f"outcomes; {conversation.id!r} has {found} decision tokens, {turns} "
             f"Assistant turns and {len(conversation.failed)} outcomes. Check its "
-            "roles, and that the chat template writes a generation prompt before "
-            "every Assistant turn"
+            "roles, that the chat template writes a generation prompt before every "
+            "Assistant turn, and that no turn begins with blank lines, which the "
+            "tokenizer may join with the prompt"
         )
 
 
