@@ -22,7 +22,7 @@ from emoreg.vectors.pooled import pool_stories
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--emotions", type=int, default=36, help="171 is all of them")
     parser.add_argument("--repeats", type=int, default=3)
@@ -36,13 +36,15 @@ def main() -> None:
     layers = LayerPlan.for_depth(num_layers(model)).monitor
     tokens = sum(map(len, sequences))
 
+    device = next(model.parameters()).device
+
     def bare() -> None:
         decoder = backbone(model)
         with truncated(model, layers[-1]):
             for batch in token_batches(sequences, budget=options.budget, pad_id=0):
-                inputs = {"input_ids": batch.input_ids.to(model.device)}
+                inputs = {"input_ids": batch.input_ids.to(device)}
                 if not bool(batch.attention_mask.all()):
-                    inputs["attention_mask"] = batch.attention_mask.to(model.device)
+                    inputs["attention_mask"] = batch.attention_mask.to(device)
                 run_truncated(decoder, **inputs)
 
     def ours() -> None:
@@ -59,7 +61,7 @@ def main() -> None:
             f"{tokens / second:7.0f} tokens/s, share {first / second:.3f}"
         )
     print(
-        f"{len(stories)} stories, {tokens} tokens, layers {layers}, {model.dtype}, "
+        f"{len(stories)} stories, {tokens} tokens, layers {layers}, {next(model.parameters()).dtype}, "
         f"{torch.get_num_threads()} threads: median share "
         f"{statistics.median(ratios):.3f} of the bare truncated forward"
     )

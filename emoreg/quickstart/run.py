@@ -1,10 +1,11 @@
 """The stages of a quickstart, in their order."""
 
+import contextlib
+import io
 import json
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -228,7 +229,9 @@ class Quickstart:
 
     def _train(self, arm: str) -> Any:
         recipe = load_recipe("sft")
-        return recipe.main(*recipe.parse(self._flags(arm)))
+        # The trainer prints every log line; they are in its state, and on the page.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return recipe.main(*recipe.parse(self._flags(arm)))
 
     def _record(self, speed: float) -> dict[str, Any]:
         return {
@@ -269,7 +272,7 @@ class Quickstart:
         total = sum(self.seconds.values()) / 60
         self.say(f"\nDone in {total:.1f} minutes. The report: {page.resolve()}")
 
-    @contextmanager
+    @contextlib.contextmanager
     def _stage(self, name: str, sentence: str) -> Iterator[None]:
         self.say(f"\n[{len(self.seconds) + 1}] {sentence}")
         start = time.perf_counter()
