@@ -36,7 +36,8 @@ def main() -> None:
     layers = LayerPlan.for_depth(num_layers(model)).monitor
     tokens = sum(map(len, sequences))
 
-    device = next(model.parameters()).device
+    sample = next(model.parameters())
+    device, dtype = sample.device, sample.dtype
 
     def bare() -> None:
         decoder = backbone(model)
@@ -61,7 +62,7 @@ def main() -> None:
             f"{tokens / second:7.0f} tokens/s, share {first / second:.3f}"
         )
     print(
-        f"{len(stories)} stories, {tokens} tokens, layers {layers}, {next(model.parameters()).dtype}, "
+        f"{len(stories)} stories, {tokens} tokens, layers {layers}, {dtype}, "
         f"{torch.get_num_threads()} threads: median share "
         f"{statistics.median(ratios):.3f} of the bare truncated forward"
     )
