@@ -1,6 +1,8 @@
 """The command line: help, bad input in one clear line, nothing half-written."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +202,30 @@ def test_extract_measure_compare_on_a_small_model(
     assert (report / "index.html").stat().st_size > 10_000
     figures = json.loads((report / "report.json").read_text())
     assert figures["schema"].startswith("emoreg.report/")
+
+
+@pytest.mark.slow
+def test_an_interrupted_extraction_leaves_no_file(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    command = ["extract", "--model", str(model_folder), "--out", str(out / "v")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emoreg.cli", *command],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    seen = b""
+    while b"Reading stories" not in seen:
+        seen += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 130
+    assert b"nothing is half-made" in rest
+    assert b"Traceback" not in rest
+    assert list(out.iterdir()) == []
 
 
 def short_twins(count: int) -> list[dict]:
