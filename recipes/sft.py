@@ -28,6 +28,7 @@ from trl import SFTConfig, SFTTrainer, TrlParser  # pyright: ignore
 
 import emoreg
 from emoreg.demo import load_any
+from emoreg.vectors.transcripts import shortest
 
 
 @dataclass
@@ -66,13 +67,9 @@ class Recipe:
 
 def packaged_rows(rounds: int, twins: int, seed: int) -> Dataset:
     """Return the packaged training twins, shuffled as pairs, one dialogue a row."""
-    pairs = [
-        transcript.conversations(rounds or None)
-        for transcript in emoreg.Corpus.packaged().transcripts("train")
-    ]
-    if twins:
-        pairs.sort(key=lambda pair: sum(len(m["content"]) for m in pair[0].messages))
-        pairs = pairs[:twins]
+    transcripts = emoreg.Corpus.packaged().transcripts("train")
+    chosen = shortest(transcripts, twins) if twins else transcripts
+    pairs = [twin.conversations(rounds or None) for twin in chosen]
     random.Random(seed).shuffle(pairs)
     rows = [
         {

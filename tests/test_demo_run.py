@@ -1,6 +1,7 @@
 """A small real run on the demo model: weights, trainer, tables and page are real."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ SMALL = Plan(
     rounds=1,
     train_rounds=1,
     train_twins=4,
-    calibrate_every=12,
+    calibrate_every=16,
     test_every=8,
     stakes=False,
     steps=2,
@@ -109,7 +110,10 @@ def test_plans_speak_of_held_out_prompts_only() -> None:
         tested = {prompt.pair for prompt in plan.test_prompts(corpus)}
         assert tested
         assert not trained & tested
-    assert len({p.pair for p in quick_plan(corpus).test_prompts(corpus)}) == 32
+    quick = quick_plan(corpus).test_prompts(corpus)
+    assert len({prompt.pair for prompt in quick}) == 32
+    styles = Counter(prompt.style for prompt in quick)
+    assert set(styles.values()) == {2 * 8}  # four styles, eight twins of each
 
 
 def test_the_dtype_is_chosen_by_what_the_machine_does_faster() -> None:

@@ -9,7 +9,7 @@ from emoreg.residual.batches import read_stream
 from emoreg.residual.layers import num_layers
 from emoreg.training.reference import as_conversations
 from emoreg.vectors.corpus import Corpus
-from emoreg.vectors.transcripts import Conversation
+from emoreg.vectors.transcripts import Conversation, every
 
 # Mean tokens of a packaged dialogue on the demo model, by rounds of feedback.
 _DIALOGUE_TOKENS = {1: 370, 2: 530, None: 680}
@@ -27,11 +27,11 @@ class Plan:
     """Rounds of feedback that are measured; None is all."""
     train_rounds: int | None
     train_twins: int | None
-    """The shortest so many twins; None is all."""
+    """The shortest so many twins, evenly over styles; None is all."""
     calibrate_every: int
-    """Every so-many-th training task gives units."""
+    """Every so-many-th training task of each style gives units."""
     test_every: int
-    """Every so-many-th test task is measured."""
+    """Every so-many-th test task of each style is measured."""
     stakes: bool
     """Also the test twins with stakes, five rounds each."""
     steps: int
@@ -44,12 +44,12 @@ class Plan:
 
     def calibration_prompts(self, corpus: Corpus) -> list[Conversation]:
         """Return the training twins that units are measured on."""
-        twins = corpus.transcripts("train")[:: self.calibrate_every]
+        twins = every(corpus.transcripts("train"), self.calibrate_every)
         return as_conversations(twins, self.rounds)
 
     def test_prompts(self, corpus: Corpus) -> list[Conversation]:
         """Return the held-out twins, in the files' order."""
-        plain = corpus.transcripts("test")[:: self.test_every]
+        plain = every(corpus.transcripts("test"), self.test_every)
         prompts = as_conversations(plain, self.rounds)
         if self.stakes:
             prompts += as_conversations(corpus.transcripts("test", stakes=True))

@@ -1,5 +1,7 @@
 """Twins: one piece of work told twice, with failing and with passing feedback."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, final
 
@@ -110,6 +112,28 @@ class Transcript:
                 f"`rounds` must be in [1, {total}] for twin `{self.id}`, found "
                 f"{rounds}. Leave it out to include every round."
             )
+
+
+def shortest(twins: Sequence[Transcript], count: int) -> list[Transcript]:
+    """Return `count` twins: of each style in turn, the one that is shortest."""
+    rank: Counter[str] = Counter()
+    ranked = []
+    for twin in sorted(twins, key=lambda twin: len(twin.task + twin.attempts[0])):
+        ranked.append((rank[twin.style], twin))
+        rank[twin.style] += 1
+    ranked.sort(key=lambda item: item[0])
+    return [twin for _, twin in ranked[:count]]
+
+
+def every(twins: Sequence[Transcript], step: int) -> list[Transcript]:
+    """Return every `step`-th twin of each style, in the given order."""
+    rank: Counter[str] = Counter()
+    kept = []
+    for twin in twins:
+        if rank[twin.style] % step == 0:
+            kept.append(twin)
+        rank[twin.style] += 1
+    return kept
 
 
 def _turn(role: str, content: str) -> Message:
