@@ -33,8 +33,8 @@ class ContrastPenalty(AbstractDecisionTerm):
     `G` is a running mean in dual form: its value decides the slope of the hinge, the
     gradient flows through the present batch, so one row a batch is enough. Where the
     reference's readings of the same tokens are given, `G` is the calibrated gap plus
-    the running mean of `p - p_ref`, which takes the spread between
-    tasks out of the estimate.
+    the running mean of `p - p_ref`, which takes the spread between tasks out of the
+    estimate.
     """
 
     def __init__(

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from emoreg.vectors.emotion_vectors import LOGISTIC, EmotionVectors
 
-LOSS_READERS = ("mean-difference", "lda")
 AUDIT_READERS = (LOGISTIC,)
 
 
