@@ -243,7 +243,10 @@ def test_conversations_without_a_twin_count_for_the_success_level_alone(
     corpus: Corpus,
 ) -> None:
     model = lively(tiny_model("llama"))
-    lonely = [talk(9, "pass", 2, 0.0), talk(8, "fail", 2, 1.0)]
+    lonely = [
+        replace(talk(i, kind, 2, failure), variant="")
+        for i, kind, failure in ((9, "pass", 0.0), (8, "fail", 1.0))
+    ]
     unknown = replace(talk(7, "fail", 1, 1.0), failed=(None, None))
     talks = [*twins(), *lonely, unknown]
     found = calibrate(model, tokenizer, talks, vectors, corpus=corpus, quiet=True)
@@ -405,9 +408,11 @@ def test_too_little_is_refused(
         return calibrate(model, tokenizer, talks, vectors, corpus=corpus, quiet=True)
 
     assert tried(twins(4)).provenance["twins"] == 4  # control
-    for talks, count in ((twins(3), 3), (twins(4)[:-1], 3), (twins(1), 1)):
+    for count in (3, 1):
         with pytest.raises(ValueError, match=rf"at least 4 twins .*found {count}"):
-            tried(talks)
+            tried(twins(count))
+    with pytest.raises(ValueError, match=r"must have a failing and a passing version"):
+        tried(twins(6)[:-1])
     failing = [t for t in twins(6) if t.variant == "fail"]
     with pytest.raises(ValueError, match=r"passing feedback.*found none"):
         tried(failing)

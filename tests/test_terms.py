@@ -97,13 +97,16 @@ def plain_contrast(
     overshoot: float = 0.25,
     anchor: float = 0.5,
 ) -> Tensor:
-    """The closed formula of a batch that knows all of its failures."""
+    """The closed formula of a batch that knows all of its outcomes."""
     known = ~failure.isnan()
     values, failure = values[known], failure[known]
     held = torch.zeros_like(values) if reference is None else reference[known]
     start = torch.zeros_like(gap) if reference is None else gap
     weight = failure[:, None, None]
-    x = SIGNS * (start + (weight * (values - held)).sum(0) / weight.sum())
+    shift = values - held
+    failing = (weight * shift).sum(0) / weight.sum()
+    succeeding = ((1 - weight) * shift).sum(0) / (1 - weight).sum().clamp(min=1e-6)
+    x = SIGNS * (start + failing - succeeding.detach())
     tau = keep * (SIGNS * gap).clamp(min=0)
     low = torch.minimum((SIGNS * gap).clamp(max=0), full(-overshoot))
     hinge = torch.relu(x - tau) ** 2 + torch.relu(low - x) ** 2 / 4
@@ -138,19 +141,24 @@ def test_contrast_is_the_closed_formula(seed: int, with_reference: bool) -> None
 
 @pytest.mark.parametrize("with_reference", [True, False])
 def test_contrast_passes_gradcheck(with_reference: bool) -> None:
-    values = 3 * torch.randn(5, *SHAPE, dtype=torch.float64)
-    reference = torch.randn_like(values) if with_reference else None
-    failure = numbers(1, 0, 0.5, 1, 0)
+    values = 3 * torch.randn(3, *SHAPE, dtype=torch.float64)
+    passed = torch.randn(2, *SHAPE, dtype=torch.float64)
+    reference = torch.randn(5, *SHAPE).double() if with_reference else None
+    failure = numbers(1, 1, 1, 0, 0)
+
+    def rows(x: Tensor) -> DecisionReadings:
+        return decision(torch.cat([x, passed]), failure, reference)
 
     def loss(x: Tensor) -> Tensor:
         # A fresh term each time: without a past, value and gradient belong together.
-        return contrast()(decision(x, failure, reference))
+        # Passing rows stay: the contrast takes no gradient through them.
+        return contrast()(rows(x))
 
     assert torch.autograd.gradcheck(loss, values.requires_grad_())
     old = contrast(decay=0.9)
 
     def remembering(x: Tensor) -> Tensor:
-        return old(decision(x, failure, reference))
+        return old(rows(x))
 
     assert not torch.autograd.gradcheck(  # control: with a past they do not
         remembering, values, raise_exception=False
@@ -204,11 +212,28 @@ def test_failing_rows_feel_nothing_of_the_anchor() -> None:
     values = torch.zeros(4, *SHAPE, dtype=torch.float64)
     values[failure == 0] = 5.0
     value, found = gradient(contrast(anchor=0.5), values, failure)
-    assert float(value) == pytest.approx(0.5 * 25)
-    assert not found[failure == 1].any()
-    assert found[failure == 0].all()
-    values[failure == 1] = 5.0  # control: the contrast itself does reach them
-    assert gradient(contrast(anchor=0.5), values, failure)[1][failure == 1].any()
+    bare, without = gradient(contrast(anchor=0.0), values, failure)
+    assert float(value - bare) == pytest.approx(0.5 * 25)
+    assert torch.equal(found[failure == 1], without[failure == 1])
+    assert not torch.equal(found[failure == 0], without[failure == 0])  # control
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_a_shift_that_all_turns_share_is_no_decoupling(with_reference: bool) -> None:
+    failure = numbers(1, 0, 1, 0.5, 0, 1)
+    values = 0.1 * torch.randn(6, *SHAPE, dtype=torch.float64)
+    values += 3 * failure[:, None, None] * SIGNS
+    reference = 0.1 * torch.randn_like(values) if with_reference else None
+    shared = -1.5 * SIGNS
+    value, found = gradient(contrast(anchor=0.0), values, failure, reference)
+    moved, also = gradient(contrast(anchor=0.0), values + shared, failure, reference)
+    torch.testing.assert_close(moved, value)
+    torch.testing.assert_close(also, found)
+    failing = failure[:, None, None] * shared  # control: that of failing turns is
+    less = gradient(contrast(anchor=0.0), values + failing, failure, reference)[0]
+    assert float(less) < 0.9 * float(value)
+    # What holds the shared shift off is the anchor.
+    assert gradient(contrast(), values + shared, failure, reference)[0] > moved + 0.5
 
 
 def test_the_anchor_holds_to_the_reference_where_there_is_one() -> None:
@@ -225,7 +250,7 @@ def test_a_reference_that_lies_below_zero_is_not_pushed(seed: int) -> None:
     torch.manual_seed(seed)
     gap = 3 * torch.randn(SHAPE, dtype=torch.float64)
     values = torch.randn(4, *SHAPE, dtype=torch.float64)
-    failure = numbers(1, 1, 0.5, 1)
+    failure = numbers(1, 1, 1, 1)
     _, found = gradient(contrast(gap, anchor=0.0), values, failure, values.clone())
     coupled = (gap * SIGNS) > 0
     assert not found[:, ~coupled].any()
@@ -260,16 +285,23 @@ def test_the_running_mean_is_weighted_by_counts() -> None:
     draws = [torch.randn(n, *SHAPE, dtype=torch.float64) for n in (1, 4, 2)]
     batches = [draw + 4 * SIGNS for draw in draws]
     total, count = full(0.0), 0.0
+    level = torch.randn(2, *SHAPE, dtype=torch.float64)
+    term(decision(level, numbers(0, 0)))  # successes, then none: their mean stays
     for values in batches:
         value, found = gradient(term, values, torch.ones(len(values)).double())
         total, count = 0.8 * total + values.sum(0), 0.8 * count + len(values)
-        x = SIGNS * total / count
+        x = SIGNS * (total / count - level.mean(0))
         above = torch.relu(x - 0.5)
         torch.testing.assert_close(value, above.square().mean())
         slope = SIGNS * 2 * above / (len(values) * above.numel())
         torch.testing.assert_close(found, slope.expand_as(found))
-    alone_now = gradient(contrast(anchor=0.0), batches[-1], numbers(1, 1))[0]
-    assert not torch.allclose(alone_now, value)  # control: memory matters
+    for past in (batches[:0], [level]):  # control: memory of both sides matters
+        young = contrast(decay=0.8, anchor=0.0)
+        for values in past:
+            young(decision(values, numbers(0, 0)))
+        assert not torch.allclose(
+            gradient(young, batches[-1], numbers(1, 1))[0], value
+        )
 
 
 EMPTY = {
@@ -279,7 +311,7 @@ EMPTY = {
 
 
 @pytest.mark.parametrize("name", EMPTY)
-def test_a_batch_without_failures_leaves_the_running_mean(name: str) -> None:
+def test_a_batch_without_failures_leaves_their_running_mean(name: str) -> None:
     term = contrast(decay=0.5)
     values = torch.randn(3, *SHAPE, dtype=torch.float64) + 4
     value, found = gradient(term, values, EMPTY[name])  # also as the very first batch
@@ -291,9 +323,11 @@ def test_a_batch_without_failures_leaves_the_running_mean(name: str) -> None:
     assert bool(value.isfinite())
     assert found.any() == (name == "no failures")  # the success anchor
     after = term.state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    kept = {key for key in before if torch.equal(before[key], after[key])}
+    counted = {"succeeding_sum", "succeeding_count"} if name == "no failures" else set()
+    assert kept == before.keys() - counted
     term(decision(values, numbers(0, 1, 0)))  # control
-    assert not torch.equal(before["sum"], term.state_dict()["sum"])
+    assert not torch.equal(before["failing_sum"], term.state_dict()["failing_sum"])
 
 
 def test_a_batch_without_segments_is_zero() -> None:
@@ -605,14 +639,14 @@ def test_the_reference_itself_has_no_kl(scale: float) -> None:
     assert bool(torch.autograd.grad(value, far)[0].isfinite().all())
 
 
-def test_the_tokens_that_predict_a_real_one() -> None:
-    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]]).bool()
-    wanted = torch.zeros_like(mask)
-    for row, column in np.ndindex(*mask.shape):
-        after = column + 1 < mask.shape[1] and bool(mask[row, column + 1])
-        wanted[row, column] = bool(mask[row, column]) and after
-    assert torch.equal(prediction_mask(mask), wanted)
-    assert wanted.sum(1).tolist() == [2, 2, 0, 3]
+def test_the_tokens_that_predict_a_held_one() -> None:
+    held = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    wanted = torch.zeros_like(held)
+    for row, column in np.ndindex(*held.shape):
+        wanted[row, column] = column + 1 < held.shape[1] and held[row, column + 1]
+    assert torch.equal(prediction_mask(held), wanted)
+    # A turn's first token is predicted at the decision token, outside the turn.
+    assert wanted.sum(1).tolist() == [2, 3, 0, 3]
 
 
 # ----------------------------------------------------------------- refusals

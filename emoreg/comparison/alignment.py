@@ -11,7 +11,7 @@ import numpy as np
 
 from emoreg.comparison.figures import Levels, Units, levels_of, own_units
 from emoreg.comparison.readings import Readings
-from emoreg.comparison.twins import TwinDifferences
+from emoreg.vectors.twins import TwinDifferences
 
 AUDIT_READER = "logistic"
 GROUPS = ("audit", "near", "loss", "monitor")

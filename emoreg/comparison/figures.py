@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Bool, Float
 
-from emoreg.comparison.twins import TwinDifferences
+from emoreg.vectors.twins import TwinDifferences
 from emoreg.statistics.bootstrap import (
     Intervals,
     bootstrap_mean,

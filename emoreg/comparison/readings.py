@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from emoreg.comparison.twins import (
+from emoreg.vectors.twins import (
     RoundDifferences,
     SegmentColumns,
     TwinDifferences,

@@ -66,7 +66,7 @@ class ReferenceKL(AbstractTerm):
         Args:
             weight: Factor of the term.
             every: Optimizer steps from one auxiliary batch to the next.
-            passages: Neutral passages in that batch.
+            passages: Texts in that batch, neutral ones and the run's own by turns.
             k: Log-probabilities kept of each token's reference distribution.
         """
         self.name, self.weight = "kl", checked_weight(weight)
@@ -106,8 +106,8 @@ def top_log_probs(
     return values, ids
 
 
-def prediction_mask(mask: Bool[Tensor, "passage pos"]) -> Bool[Tensor, "passage pos"]:
-    """Mark the tokens that predict a marked next token."""
-    shifted = torch.zeros_like(mask)
-    shifted[:, :-1] = mask[:, 1:]
-    return shifted & mask
+def prediction_mask(held: Bool[Tensor, "text pos"]) -> Bool[Tensor, "text pos"]:
+    """Mark the positions that predict a held token: each is the one before it."""
+    shifted = torch.zeros_like(held)
+    shifted[:, :-1] = held[:, 1:]
+    return shifted

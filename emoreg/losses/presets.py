@@ -49,6 +49,8 @@ class Terms:
 
     terms: tuple[AbstractTerm, ...]
     reference: ReferenceUnits
+    roles: Roles
+    """Which emotions a loss may use and which only the audit."""
 
     def __iter__(self) -> Iterator[AbstractTerm]:
         """Iterate over the terms."""
@@ -118,7 +120,7 @@ def decouple(
     free = [emotion for emotion in vectors.emotions if emotion not in held]
     anchor = MeaningAnchor(_probe(vectors, reference, reader, free), weight=meaning)
     terms += [anchor, ReferenceKL(weight=kl)]
-    return Terms(terms=tuple(terms), reference=reference)
+    return Terms(terms=tuple(terms), reference=reference, roles=roles)
 
 
 def _loss_emotions(

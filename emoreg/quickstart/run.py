@@ -55,8 +55,9 @@ class Quickstart:
         self._require_writable()
         with self._stage("load", f"Loading {self.model}."):
             loaded = load_any(self.model)
-        speed = self._estimate(loaded)
-        vectors = self._extract(loaded)
+        cached = self._cached_vectors(loaded)
+        speed = self._estimate(loaded, cached=cached is not None)
+        vectors = self._extract(loaded, cached)
         reference = self._calibrate(loaded, vectors)
         with self._stage("measure before", "Measuring held-out twins, untrained."):
             tables = {"before": self._measure(loaded, vectors, reference, "before")}
@@ -98,10 +99,9 @@ class Quickstart:
                 trainer.state.log_history
             )
 
-    def _estimate(self, loaded: Loaded) -> float:
+    def _estimate(self, loaded: Loaded, *, cached: bool) -> float:
         speed = tokens_per_second(loaded.model)
         sample = next(loaded.model.parameters())
-        cached = self._cached_vectors(loaded) is not None
         tokens = self.plan.forward_tokens(cached=cached)
         self.say(
             f"    {str(sample.dtype).removeprefix('torch.')} on {sample.device}, "
@@ -109,10 +109,11 @@ class Quickstart:
         )
         return speed
 
-    def _extract(self, loaded: Loaded) -> EmotionVectors:
+    def _extract(
+        self, loaded: Loaded, vectors: EmotionVectors | None
+    ) -> EmotionVectors:
         sentence = "Extracting emotion vectors: what each emotion adds to the stream."
         with self._stage("extract", sentence):
-            vectors = self._cached_vectors(loaded)
             if vectors is None:
                 vectors = extract(
                     loaded.model,

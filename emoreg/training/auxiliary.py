@@ -1,6 +1,7 @@
 """Passages beside the task: fixed texts whose readings and predictions are anchored."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -17,8 +18,11 @@ from emoreg.losses.anchors import (
 from emoreg.losses.term import PassageReadings, Probe
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured, capture
+from emoreg.residual.tokens import TurnMarkers
 
 Ids = Sequence[int]
+_MAX_ROW_TOKENS = 1024
+"""Where the run's own rows are cut: each token keeps `k` numbers in memory."""
 
 
 @final
@@ -65,13 +69,54 @@ class StoryAnchor:
         return self.term(readings) + 0.0 * logits.logits.float().sum()
 
 
-@final
-class NeutralAnchor:
-    """Neutral passages with the reference's most likely next tokens."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """A text, and which of its tokens are predictions to hold."""
 
-    def __init__(self, term: ReferenceKL, passages: Sequence[Ids]) -> None:
-        """Hold the passages; `cache` runs them."""
-        self.term, self.passages = term, tuple(passages)
+    ids: Ids
+    held: Sequence[bool]
+    """True for each token whose prediction, made one token before it, is held."""
+
+
+def texts_to_hold(
+    neutral: Sequence[Ids], dataset: Any, markers: TurnMarkers
+) -> list[Target]:
+    """Return neutral texts and as many of the run's own rows, by turns.
+
+    Of neutral texts every prediction is held, of a row those of Assistant tokens. A
+    dataset without `input_ids` or length has no rows to give.
+    """
+    plain = [Target(ids=ids, held=[True] * len(ids)) for ids in neutral]
+    own = _spoken(dataset, markers, count=len(plain))
+    if not own:
+        return plain
+    pairs = [(text, own[i % len(own)]) for i, text in enumerate(plain)]
+    return [text for pair in pairs for text in pair]
+
+
+def _spoken(dataset: Any, markers: TurnMarkers, *, count: int) -> list[Target]:
+    """Return an even sample of at most `count` rows that have Assistant turns."""
+    if "input_ids" not in (getattr(dataset, "column_names", None) or ()):
+        return []
+    if not hasattr(dataset, "__len__"):
+        return []
+    size = min(count, len(dataset))
+    targets = []
+    for row in (dataset[i * len(dataset) // size] for i in range(size)):
+        ids = list(row["input_ids"])[:_MAX_ROW_TOKENS]
+        spoken = markers.assistant_tokens(torch.tensor([ids]))[0]
+        if spoken[1:].any():
+            targets.append(Target(ids=ids, held=spoken.tolist()))
+    return targets
+
+
+@final
+class PredictionAnchor:
+    """Texts with the reference's most likely next tokens."""
+
+    def __init__(self, term: ReferenceKL, texts: Sequence[Target]) -> None:
+        """Hold the texts; `cache` runs them."""
+        self.term, self.texts = term, tuple(texts)
         self._log_probs: list[Tensor] = []
         self._ids: list[Tensor] = []
 
@@ -81,10 +126,10 @@ class NeutralAnchor:
         device = next(model.parameters()).device
         was_training = model.training
         model.eval()
-        for passage in self.passages:
-            ids, mask = _batch([passage], device)
-            logits = model(input_ids=ids, attention_mask=mask.long()).logits[0, :-1]
-            values, top = top_log_probs(logits, self.term.k)
+        for row in range(len(self.texts)):
+            values, top = top_log_probs(
+                self._predictions(model, [row], device), self.term.k
+            )
             self._log_probs.append(values.cpu())
             self._ids.append(top.cpu())
         model.train(was_training)
@@ -92,16 +137,25 @@ class NeutralAnchor:
     def loss(
         self, model: nn.Module, rows: Sequence[int], device: torch.device
     ) -> Tensor:
-        """Return the unweighted term on the passages `rows`, by one forward pass."""
-        ids, mask = _batch([self.passages[row] for row in rows], device)
-        logits = model(input_ids=ids, attention_mask=mask.long()).logits
-        kept = logits[prediction_mask(mask)]
+        """Return the unweighted term on the texts `rows`, by one forward pass."""
+        kept = self._predictions(model, rows, device)
         reference = torch.cat([self._log_probs[row] for row in rows]).to(device)
         top = torch.cat([self._ids[row] for row in rows]).to(device)
         return self.term(kept, reference, top)
 
+    def _predictions(
+        self, model: nn.Module, rows: Sequence[int], device: torch.device
+    ) -> Float[Tensor, "token vocab"]:
+        texts = [self.texts[row] for row in rows]
+        ids, mask = _batch([text.ids for text in texts], device)
+        held = nn.utils.rnn.pad_sequence(
+            [torch.tensor(list(text.held)) for text in texts], batch_first=True
+        ).to(device)
+        logits = model(input_ids=ids, attention_mask=mask.long()).logits
+        return logits[prediction_mask(held)]
 
-Anchor = StoryAnchor | NeutralAnchor
+
+Anchor = StoryAnchor | PredictionAnchor
 
 
 def rows_of_step(
@@ -113,17 +167,21 @@ def rows_of_step(
 
 
 def due(anchors: Sequence[Anchor], step: int) -> list[Anchor]:
-    """Return the anchors whose turn it is at optimizer step `step`."""
+    """Return the anchors whose turn it is at optimizer step `step`.
+
+    Each starts one step after the one before it, so that anchors of one period never
+    meet: a step then runs one auxiliary batch at most.
+    """
     return [
         anchor
-        for anchor in anchors
-        if anchor.term.weight > 0 and step % anchor.term.every == 0
+        for start, anchor in enumerate(anchors)
+        if anchor.term.weight > 0 and (step - start) % anchor.term.every == 0
     ]
 
 
 def passages_of(anchor: Anchor) -> int:
     """Return how many passages an anchor holds."""
-    return len(anchor.stories if isinstance(anchor, StoryAnchor) else anchor.passages)
+    return len(anchor.stories if isinstance(anchor, StoryAnchor) else anchor.texts)
 
 
 def run_auxiliary(

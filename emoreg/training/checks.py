@@ -6,10 +6,21 @@ from typing import Any
 import torch
 
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
-from emoreg.losses.term import AbstractDecisionTerm, AbstractTerm
+from emoreg.losses.term import (
+    AbstractDecisionTerm,
+    AbstractTerm,
+    refuse_audit_items,
+)
 from emoreg.residual.capture import Captured
-from emoreg.residual.layers import d_model, decoder_layers, num_layers, unwrapped
+from emoreg.residual.layers import (
+    LayerPlan,
+    d_model,
+    decoder_layers,
+    num_layers,
+    unwrapped,
+)
 from emoreg.training.reference import Reference
+from emoreg.vectors.corpus import Roles
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 
@@ -20,16 +31,20 @@ def check_needs(
     terms: Sequence[AbstractTerm],
     outcome: str | None,
     reference: Reference | None,
+    roles: Roles,
 ) -> None:
     """Refuse a combination in which a term or the monitor would silently do nothing.
 
     Raises:
-        ValueError: If vectors or terms are another model's, or something is missing.
+        ValueError: If vectors or terms are another model's, a term acts on what the
+            audit judges by, or something is missing.
     """
     width, depth = d_model(trainer.model), num_layers(trainer.model)
     if vectors is not None:
         vectors.check_model(d_model=width, num_layers=depth)
+    plan = LayerPlan.for_depth(depth) if reference is None else reference.plan
     _check_probes(terms, width, depth)
+    _refuse_audit(terms, roles, plan)
     decision = [term.name for term in terms if isinstance(term, AbstractDecisionTerm)]
     if decision and outcome is None:
         raise ValueError(
@@ -117,4 +132,18 @@ def _check_probes(terms: Sequence[AbstractTerm], width: int, depth: int) -> None
                 f"the terms must read this model: {term.name} has width "
                 f"{probe.directions.shape[-1]} and layers {probe.layers}, the model "
                 f"has width {width} and {depth} layers. Extract vectors for it"
+            )
+
+
+def _refuse_audit(
+    terms: Sequence[AbstractTerm], roles: Roles, plan: LayerPlan
+) -> None:
+    for term in terms:
+        if isinstance(term, AbstractDecisionTerm | MeaningAnchor):
+            refuse_audit_items(
+                roles,
+                emotions=term.probe.emotions,
+                layers=term.probe.layers,
+                audit_layers=plan.audit,
+                reader=term.probe.reader,
             )

@@ -175,6 +175,7 @@ _CRASH: Final = re.compile(
     r"|^Error response from |^CMake Error\b|^\w+ aborted!",
     re.MULTILINE,
 )
+_SIGN: Final = re.compile(r"\b(?:FAILED|Traceback|AssertionError)\b")
 _TIMEOUT: Final = re.compile(
     r"\b(?:timed[ -]out after \S+|(?:command|process|job|test|run|request|execution|"
     r"connection) timed[ -]out|deadline exceeded|"
@@ -340,6 +341,14 @@ def spoken(text: str) -> bool | None:
 def crash(text: str) -> bool | None:
     """Find tracebacks, compiler errors and errors at the start of a line."""
     return True if _CRASH.search(text) else None
+
+
+def sign_of_failure(text: str) -> bool:
+    """Return whether the text has a word that tools print at failures alone.
+
+    No verdict by itself: it may be quoted. It only casts doubt on a passing exit code.
+    """
+    return _SIGN.search(text) is not None
 
 
 def timeout(text: str) -> bool | None:

@@ -133,6 +133,7 @@ def make_seam(
         terms=given,
         outcome=outcome,
         reference=reference,
+        roles=terms.roles if isinstance(terms, Terms) else None,
         quiet=bool(trainer.args.disable_tqdm),
     )
 

@@ -5,7 +5,6 @@ of a tool or user turn. Unknown is an answer: a wrong label trains the wrong thi
 """
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, final
@@ -17,13 +16,12 @@ from emoreg.training.feedback_rules import (
     exit_status,
     plain,
     runner_counts,
+    sign_of_failure,
     spoken,
     timeout,
     verdict_words,
 )
 from emoreg.vectors.corpus import Transcript
-
-_FAILURE_SIGNS: Final = re.compile(r"\b(FAILED|Traceback|AssertionError)\b")
 
 # In this order the first rule that finds something decides, with two exceptions that
 # `parse_feedback` states. Counts come first: they say most exactly what happened.
@@ -109,7 +107,7 @@ def parse_feedback(text: str) -> Outcome:
 def _contradicted(found: dict[str, bool | None], text: str) -> bool:
     """Return whether anything beside a passing exit status speaks of failure."""
     ruled = any(found[name] is True for name in ("verdict", "timeout", "crash"))
-    return ruled or _FAILURE_SIGNS.search(text) is not None
+    return ruled or sign_of_failure(text)
 
 
 @final

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +20,7 @@ from emoreg.vectors.emotion_vectors import EmotionVectors, load_tensors, save_te
 from emoreg.vectors.extract import neutral_ids
 from emoreg.vectors.reading import TurnReadings, read_conversations
 from emoreg.vectors.transcripts import Conversation, Transcript
+from emoreg.vectors.twins import SegmentColumns, average_rounds, pair_twins
 
 FORMAT = "emoreg.reference/1"
 PASSAGE_TOKENS = 192
@@ -164,7 +165,7 @@ def calibrate(
         quiet=quiet,
     )
     passing = _passing(readings)
-    differences = _enough(twin_differences(readings, conversations))
+    differences = _enough(_differences(readings, conversations))
     corpus = Corpus.packaged() if corpus is None else corpus
     return Reference(
         sigma_ref=_floored(differences.std(0, ddof=1)),
@@ -200,23 +201,20 @@ def as_conversations(
     return result
 
 
-def twin_differences(
+def _differences(
     readings: TurnReadings, conversations: Sequence[Conversation]
-) -> Float[np.ndarray, "twin reader layer emotion"]:
+) -> Float32[np.ndarray, "twin reader layer emotion"]:
     """Return each twin's failing minus passing reading, averaged over its rounds."""
-    cells: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-    for segment, value in zip(readings.segments, readings.values, strict=True):
-        conversation = conversations[segment.conversation]
-        if segment.position == "decision" and np.isfinite(segment.failure):
-            key = (conversation.pair, segment.turn)
-            cells.setdefault(key, {})[conversation.variant] = value
-    by_pair: dict[str, list[np.ndarray]] = {}
-    for (pair, _), variants in cells.items():
-        if {"fail", "pass"} <= variants.keys():
-            by_pair.setdefault(pair, []).append(variants["fail"] - variants["pass"])
-    if not by_pair:
-        return np.zeros((0, *readings.values.shape[1:]), dtype=np.float32)
-    return np.stack([np.mean(rows, axis=0) for rows in by_pair.values()])
+    of = [conversations[segment.conversation] for segment in readings.segments]
+    columns = SegmentColumns(
+        prompt=[conversation.pair for conversation in of],
+        variant=[conversation.variant for conversation in of],
+        turn=[segment.turn for segment in readings.segments],
+        failure=[segment.failure for segment in readings.segments],
+        position=[segment.position for segment in readings.segments],
+    )
+    pairs = pair_twins(columns, position="decision")
+    return average_rounds(readings.values, pairs).values.astype(np.float32)
 
 
 def _enough(differences: np.ndarray) -> np.ndarray:

@@ -18,10 +18,11 @@ from emoreg.residual.capture import Captured, capture
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.training.auxiliary import (
     Anchor,
-    NeutralAnchor,
+    PredictionAnchor,
     StoryAnchor,
     due,
     run_auxiliary,
+    texts_to_hold,
 )
 from emoreg.training.checks import check_fired, check_gradient, check_needs
 from emoreg.training.columns import (
@@ -35,6 +36,7 @@ from emoreg.training.columns import (
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
 from emoreg.training.rows import cached_rows
+from emoreg.vectors.corpus import Corpus, Roles
 
 _TASK = "task"
 """Logged as `emotion_loss/task`: the trainer's own loss."""
@@ -58,6 +60,7 @@ class Seam:
         terms: Sequence[AbstractTerm],
         outcome: str | None,
         reference: Reference | None,
+        roles: Roles | None = None,
         quiet: bool = False,
     ) -> None:
         """Check what must hold, cache the reference's readings, wrap the collator."""
@@ -80,6 +83,7 @@ class Seam:
             terms=self.terms,
             outcome=outcome,
             reference=reference,
+            roles=Corpus.packaged().roles() if roles is None else roles,
         )
         self._place_probes()
         self.anchors = self._make_anchors(reference, quiet)
@@ -213,7 +217,10 @@ class Seam:
             if isinstance(term, MeaningAnchor):
                 anchors.append(StoryAnchor(term, reference.stories, quiet=quiet))
             elif isinstance(term, ReferenceKL):
-                anchors.append(NeutralAnchor(term, reference.neutral))
+                texts = texts_to_hold(
+                    reference.neutral, self.trainer.train_dataset, self.markers
+                )
+                anchors.append(PredictionAnchor(term, texts))
         for anchor in anchors:
             anchor.cache(self.trainer.model)
         return anchors
