@@ -59,10 +59,10 @@ class Recipe:
     twins: int = field(
         default=0, metadata={"help": "Use the shortest so many twins; 0 is all."}
     )
-    contrast: float = field(default=10.0, metadata={"help": "Weight of the decoupler."})
-    band: float = field(default=1.0, metadata={"help": "Weight of the calm band."})
+    contrast: float = field(default=1.0, metadata={"help": "Weight of the decoupler."})
+    band: float = field(default=0.1, metadata={"help": "Weight of the calm band."})
     meaning: float = field(default=1.0, metadata={"help": "Weight of MeaningAnchor."})
-    kl: float = field(default=1.0, metadata={"help": "Weight of ReferenceKL."})
+    kl: float = field(default=0.1, metadata={"help": "Weight of ReferenceKL."})
 
 
 def packaged_rows(rounds: int, twins: int, seed: int) -> Dataset:

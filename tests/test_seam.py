@@ -446,7 +446,7 @@ def test_cached_reference_readings_equal_a_plain_forward(
 ) -> None:
     rows = cases.make_rows(6)
     trainer = build(only("contrast"), rows=rows, max_steps=1)
-    probe = trainer.emotions.decision_terms[0].probe
+    probes = [t.probe for t in trainer.emotions.decision_terms if t.weight]
     untrained, moved = model(), model()
     with torch.no_grad():
         next(moved.parameters()).mul_(1.1)
@@ -458,7 +458,9 @@ def test_cached_reference_readings_equal_a_plain_forward(
         ids = row_ids(tokenizer, example)
         for source, same in ((untrained, True), (moved, False)):
             stream = streams(source, ids, cases.LOSS_LAYER)
-            read = probe.read(stream[places], layer=cases.LOSS_LAYER)
+            read = torch.cat(
+                [p.read(stream[places], layer=cases.LOSS_LAYER) for p in probes], dim=1
+            )
             apart = (torch.tensor(cached) - read).abs().max()
             assert (float(apart) < 1e-3) == same
 
@@ -605,7 +607,7 @@ def test_rows_without_assistant_turns_mix_with_others(
             learning_rate=0.0,
         )
         trainer.train()
-        values = [e["emotion_loss/contrast"] for e in cases.logged(trainer)]
+        values = [e["emotion_loss/contrast-lda"] for e in cases.logged(trainer)]
         # Unmoved weights: the loss is that of the calibrated gap, one unit, or 0.
         assert sorted(values) == pytest.approx([0.0, 1.0], abs=1e-4)
 
@@ -632,10 +634,8 @@ def test_terms_of_one_kind_keep_their_own_figures_and_state(
     tmp_path: Path,
 ) -> None:
     """Two readers' contrasts in one run; one of them is switched off on the way."""
-    by_lda, by_mean = (
-        next(iter(decouple(vectors, reference, reader=reader, keep=0.0)))
-        for reader in ("lda", "mean-difference")
-    )
+    by_lda, by_mean = list(decouple(vectors, reference, keep=0.0, contrast=2.0))[:2]
+    by_lda.name = by_mean.name = "contrast"
     trainer: Any = attach(
         cases.make_sft(model(), tokenizer, tmp_path, max_steps=1, learning_rate=0.0),
         terms=[by_lda, by_mean],
@@ -809,7 +809,7 @@ def test_a_resumed_run_equals_the_uncut_one(
     assert cases.logged(resumed)[3:] == cases.logged(uncut)[3:]
     assert cases.equal(cases.weights(resumed), cases.weights(uncut))
     ours, theirs = uncut.emotions.state_dict(), resumed.emotions.state_dict()
-    assert cases.equal(ours["contrast"], theirs["contrast"])
+    assert cases.equal(ours["contrast-lda"], theirs["contrast-lda"])
     state.unlink()
     forgetful.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert not cases.equal(cases.weights(forgetful), cases.weights(uncut))

@@ -299,9 +299,7 @@ def test_the_running_mean_is_weighted_by_counts() -> None:
         young = contrast(decay=0.8, anchor=0.0)
         for values in past:
             young(decision(values, numbers(0, 0)))
-        assert not torch.allclose(
-            gradient(young, batches[-1], numbers(1, 1))[0], value
-        )
+        assert not torch.allclose(gradient(young, batches[-1], numbers(1, 1))[0], value)
 
 
 EMPTY = {
@@ -749,26 +747,50 @@ def by_name(terms: Terms) -> dict:
     return {term.name: term for term in terms}
 
 
-@pytest.mark.parametrize("reader", ["lda", "mean-difference"])
-def test_the_preset_builds_its_four_terms(
-    vectors: EmotionVectors, reference: Reference, reader: str
+def test_the_preset_builds_its_terms(
+    vectors: EmotionVectors, reference: Reference
 ) -> None:
     weights: dict = {"contrast": 0.7, "band": 0.2, "meaning": 0.3, "kl": 0.4}
-    terms = decouple(vectors, reference, reader=reader, roles=ROLES, **weights)
-    assert len(terms) == 4
-    assert terms.reference is reference
+    terms = decouple(vectors, reference, roles=ROLES, **weights)
+    assert (terms.reference, terms.roles) == (reference, ROLES)
     found = by_name(terms)
-    assert {name: term.weight for name, term in found.items()} == weights
-    assert found["contrast"].probe.emotions == ("desperate", "tense", "calm")
+    assert {name: term.weight for name, term in found.items()} == {
+        "contrast-lda": 0.35,
+        "contrast-mean-difference": 0.35,
+        "band": 0.2,
+        "meaning": 0.3,
+        "kl": 0.4,
+    }
+    for reader in ("lda", "mean-difference"):
+        read = found[f"contrast-{reader}"].probe
+        assert read.emotions == ("desperate", "tense", "calm")
+        assert (read.layers, read.reader) == (PLAN.loss, reader)
+        check_units(read, vectors, reference)
     assert found["band"].probe.emotions == ("calm",)
     # All that has a vector is anchored, but for what the audit judges by.
     assert set(found["meaning"].probe.emotions) == {
         *("calm", "happy", "desperate", "tense"),
     }
-    for name in ("contrast", "band", "meaning"):
-        read = found[name].probe
-        assert (read.layers, read.reader) == (PLAN.loss, reader)
-        check_units(read, vectors, reference)
+    for name in ("band", "meaning"):
+        assert (found[name].probe.layers, found[name].probe.reader) == (
+            PLAN.loss,
+            "lda",
+        )
+        check_units(found[name].probe, vectors, reference)
+
+
+def test_the_preset_acts_on_the_readers_that_are_asked_for(
+    vectors: EmotionVectors, reference: Reference
+) -> None:
+    asked = decouple(vectors, reference, readers=["mean-difference"], roles=ROLES)
+    found = by_name(asked)
+    assert list(found) == ["contrast-mean-difference", "band", "meaning", "kl"]
+    assert found["contrast-mean-difference"].weight == 1.0
+    assert found["meaning"].probe.reader == "mean-difference"
+    with pytest.raises(ValueError, match="`readers` must name a reader"):
+        decouple(vectors, reference, readers=[], roles=ROLES)
+    with pytest.raises(ValueError, match="`reader` must be .*'lad'"):
+        decouple(vectors, reference, readers=["lda", "lad"], roles=ROLES)
 
 
 def check_units(read: Probe, vectors: EmotionVectors, reference: Reference) -> None:
@@ -800,7 +822,7 @@ def test_the_presets_gap_and_band_are_in_the_units_of_the_terms(
     # The contrast of rows that stand where the reference stood.
     columns = [NAMES.index(name) for name in ("desperate", "tense", "calm")]
     values = torch.randn(2, *size, dtype=torch.float64)
-    value, _ = gradient(terms["contrast"], values, numbers(1, 1), values.clone())
+    value, _ = gradient(terms["contrast-lda"], values, numbers(1, 1), values.clone())
     coupled = SIGNS * (part["gap"] / part["sigma_ref"])[:, columns]
     wanted = torch.relu(coupled - 0.25 * coupled.clamp(min=0)).square().mean()
     torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-6)
@@ -826,7 +848,8 @@ def test_the_preset_does_without_calm_and_refuses_none_at_all(
         other = replace(reference, emotions=names, vectors_hash=part.hash, **tables)
         return decouple(part, other, roles=ROLES)
 
-    assert list(by_name(only("tense", "happy"))) == ["contrast", "meaning", "kl"]
+    names = ["contrast-lda", "contrast-mean-difference", "meaning", "kl"]
+    assert list(by_name(only("tense", "happy"))) == names
     with pytest.raises(ValueError, match=r"some of the loss emotions.*contain none"):
         only("happy", "upset")
 
@@ -839,7 +862,7 @@ def test_the_preset_refuses_other_vectors_and_audit_items(
     with pytest.raises(ValueError, match=message):
         decouple(vectors, other, roles=ROLES)
     with pytest.raises(ValueError, match="reader 'logistic' belongs to the audit"):
-        decouple(vectors, reference, reader="logistic", roles=ROLES)
+        decouple(vectors, reference, readers=["logistic"], roles=ROLES)
     mixed = replace(ROLES, lower=("desperate", "upset"))
     with pytest.raises(ValueError, match="emotion 'upset' belongs to the audit"):
         decouple(vectors, reference, roles=mixed)

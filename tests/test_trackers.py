@@ -52,7 +52,7 @@ def expected(result: dict[str, Any]) -> dict[tuple[int, str], float]:
     }
     keys = {key for _, key in found}
     assert "train/emotion/desperate/L2/lda/slope" in keys
-    assert "train/emotion_loss/contrast" in keys
+    assert "train/emotion_loss/contrast-lda" in keys
     assert {step for step, _ in found} == set(range(1, STEPS + 1))
     return found
 

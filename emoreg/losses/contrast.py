@@ -54,6 +54,7 @@ class ContrastPenalty(AbstractDecisionTerm):
         overshoot: float = 0.25,
         decay: float = 0.9,
         anchor: float = 0.5,
+        name: str = "contrast",
     ) -> None:
         """Make the term.
 
@@ -66,14 +67,15 @@ class ContrastPenalty(AbstractDecisionTerm):
             overshoot: How far past zero a reading may go before it is pulled back.
             decay: Memory of the running mean; longer is smoother and reacts later.
             anchor: Factor of the success anchor; 0 leaves success free to drift.
+            name: What it is logged as.
 
         Raises:
             ValueError: On a negative weight, or `keep` or `decay` outside [0, 1).
         """
-        for name, value in (("keep", keep), ("decay", decay)):
+        for setting, value in (("keep", keep), ("decay", decay)):
             if not 0 <= value < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), got {value}")
-        self.name, self.weight = "contrast", checked_weight(weight)
+                raise ValueError(f"`{setting}` must be in [0, 1), got {value}")
+        self.name, self.weight = name, checked_weight(weight)
         self.probe, self._signs, self._gap = probe, signs, gap
         self._anchor = anchor
         coupled = (signs * gap).clamp(min=0)

@@ -14,7 +14,11 @@ from emoreg.losses.contrast import ContrastPenalty
 from emoreg.losses.term import AbstractTerm, Probe, probe_of, refuse_audit_items
 from emoreg.residual.layers import LayerPlan
 from emoreg.vectors.corpus import Corpus, Roles
-from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
+
+
+LOSS_READERS = (LDA, MEAN_DIFFERENCE)
+"""What the contrast acts on: where the data separate, and where they move most."""
 
 
 @runtime_checkable
@@ -65,11 +69,11 @@ def decouple(
     vectors: EmotionVectors,
     reference: ReferenceUnits,
     *,
-    reader: str = "lda",
-    contrast: float = 10.0,
-    band: float = 1.0,
+    readers: Sequence[str] | None = None,
+    contrast: float = 1.0,
+    band: float = 0.1,
     meaning: float = 1.0,
-    kl: float = 1.0,
+    kl: float = 0.1,
     keep: float = 0.25,
     calm_band: tuple[float, float] = (0.0, 1.0),
     roles: Roles | None = None,
@@ -79,8 +83,11 @@ def decouple(
     Args:
         vectors: The model's emotion vectors.
         reference: What `calibrate` measured with these vectors.
-        reader: Which directions the loss acts on; audit readers are refused.
-        contrast: Weight of `ContrastPenalty`, the decoupler itself.
+        readers: Which directions the contrast acts on, all alike; band and meaning
+            anchor use the first. None takes `lda` and `mean-difference`, as far as the
+            vectors have them. Audit readers are refused.
+        contrast: Weight of `ContrastPenalty`, the decoupler itself, shared evenly by
+            one for each reader.
         band: Weight of `BandPenalty` on calm.
         meaning: Weight of `MeaningAnchor`; lower it and directions may lose meaning.
         kl: Weight of `ReferenceKL`; higher keeps the output nearer the reference's.
@@ -91,7 +98,7 @@ def decouple(
 
     Raises:
         ValueError: If the reference belongs to other vectors, none of the loss
-            emotions has a vector, or an audit item is asked for.
+            emotions or readers is among them, or an audit item is asked for.
     """
     if reference.vectors_hash != vectors.hash:
         raise ValueError(
@@ -101,25 +108,34 @@ def decouple(
         )
     roles = Corpus.packaged().roles() if roles is None else roles
     lower, raised = _loss_emotions(vectors, roles)
-    refuse_audit_items(
-        roles,
-        emotions=lower + raised,
-        layers=reference.plan.loss,
-        audit_layers=reference.plan.audit,
-        reader=reader,
-    )
-    probe = _probe(vectors, reference, reader, lower + raised)
-    gap = _in_units(reference, "gap", probe)
+    readers = _loss_readers(vectors, readers)
+    for reader in readers:
+        refuse_audit_items(
+            roles,
+            emotions=lower + raised,
+            layers=reference.plan.loss,
+            audit_layers=reference.plan.audit,
+            reader=reader,
+        )
     signs = torch.tensor([1.0] * len(lower) + [-1.0] * len(raised))
+    probes = [_probe(vectors, reference, r, lower + raised) for r in readers]
     terms: list[AbstractTerm] = [
-        ContrastPenalty(probe, signs, gap, weight=contrast, keep=keep)
+        ContrastPenalty(
+            probe,
+            signs,
+            _in_units(reference, "gap", probe),
+            weight=contrast / len(probes),
+            keep=keep,
+            name=f"contrast-{probe.reader}",
+        )
+        for probe in probes
     ]
     if "calm" in vectors.emotions:
-        terms.append(_calm_band(vectors, reference, reader, calm_band, band))
+        terms.append(_calm_band(vectors, reference, readers[0], calm_band, band))
     held = {*roles.audit_lower, *roles.audit_raise}
     free = [emotion for emotion in vectors.emotions if emotion not in held]
-    anchor = MeaningAnchor(_probe(vectors, reference, reader, free), weight=meaning)
-    terms += [anchor, ReferenceKL(weight=kl)]
+    stories = _probe(vectors, reference, readers[0], free)
+    terms += [MeaningAnchor(stories, weight=meaning), ReferenceKL(weight=kl)]
     return Terms(terms=tuple(terms), reference=reference, roles=roles)
 
 
@@ -135,6 +151,20 @@ def _loss_emotions(
             f"({', '.join((*roles.lower, *roles.raise_))}); they contain none"
         )
     return lower, raised
+
+
+def _loss_readers(
+    vectors: EmotionVectors, asked: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return the readers that the contrast acts on, at least one."""
+    known = tuple(reader for reader in LOSS_READERS if reader in vectors.readers)
+    readers = known if asked is None else tuple(asked)
+    if not readers:
+        raise ValueError(
+            f"`readers` must name a reader of the vectors, {vectors.readers}; by "
+            f"default those of {LOSS_READERS} among them; found none"
+        )
+    return readers
 
 
 def _calm_band(

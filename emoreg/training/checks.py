@@ -135,9 +135,7 @@ def _check_probes(terms: Sequence[AbstractTerm], width: int, depth: int) -> None
             )
 
 
-def _refuse_audit(
-    terms: Sequence[AbstractTerm], roles: Roles, plan: LayerPlan
-) -> None:
+def _refuse_audit(terms: Sequence[AbstractTerm], roles: Roles, plan: LayerPlan) -> None:
     for term in terms:
         if isinstance(term, AbstractDecisionTerm | MeaningAnchor):
             refuse_audit_items(
