@@ -789,7 +789,7 @@ def test_the_preset_acts_on_the_readers_that_are_asked_for(
     assert found["meaning"].probe.reader == "mean-difference"
     with pytest.raises(ValueError, match="`readers` must name a reader"):
         decouple(vectors, reference, readers=[], roles=ROLES)
-    with pytest.raises(ValueError, match="`reader` must be .*'lad'"):
+    with pytest.raises(ValueError, match=r"`reader` must be .*'lad'"):
         decouple(vectors, reference, readers=["lda", "lad"], roles=ROLES)
 
 

@@ -11,13 +11,13 @@ from typing import final
 import numpy as np
 from jaxtyping import Bool, Float
 
-from emoreg.vectors.twins import TwinDifferences
 from emoreg.statistics.bootstrap import (
     Intervals,
     bootstrap_mean,
     bootstrap_ratio,
 )
 from emoreg.statistics.effects import cliffs_delta, paired_effects
+from emoreg.vectors.twins import TwinDifferences
 
 RATIO_STANDARD_ERRORS = 3.0
 """A ratio is given only where the base slope exceeds this many standard errors."""

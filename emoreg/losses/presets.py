@@ -16,7 +16,6 @@ from emoreg.residual.layers import LayerPlan
 from emoreg.vectors.corpus import Corpus, Roles
 from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
 
-
 LOSS_READERS = (LDA, MEAN_DIFFERENCE)
 """What the contrast acts on: where the data separate, and where they move most."""
 
