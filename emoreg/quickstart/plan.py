@@ -62,12 +62,16 @@ class Plan:
         calibration = 128 / self.calibrate_every * dialogue
         tested = 128 / self.test_every * dialogue + _STAKES_TOKENS * self.stakes
         guards = 12_000 if self.guard_limit else 70_000
-        trained = 2 * self.steps * _DIALOGUE_TOKENS[self.train_rounds] * _TRAINED_TOKEN
+        row = _DIALOGUE_TOKENS[self.train_rounds]
+        trained = 2 * self.steps * row * _TRAINED_TOKEN
+        # With the terms, every fourth step four stories and every fourth two texts.
+        beside = self.steps / 4 * (4 * _STORY_TOKENS + 2 * row) * _TRAINED_TOKEN
         dev = 24_000 if self.dev_gate else 0
-        # Readings and predictions of the anchors' passages, and of the training rows.
-        held = self.passages * 350 + min(128, 2 * (self.train_twins or 64)) * 300
+        # Readings and predictions of the anchors' texts, and of the training rows.
+        rows = min(128, 2 * (self.train_twins or 64))
+        held = self.passages * (350 + row) + rows * row
         once = calibration + dev + held + (0 if cached else stories)
-        return once + 3 * (tested + guards) + 2 * trained
+        return once + 3 * (tested + guards) + 2 * trained + beside
 
 
 def quick_plan(corpus: Corpus) -> Plan:

@@ -43,7 +43,7 @@ class Quickstart:
     """`demo`, a folder or a hub id."""
     seed: int = 0
     """Of data order, adapters and bootstraps."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     quiet: bool = False
     say: Callable[[str], None] = print
     """Receives one plain sentence a stage."""
