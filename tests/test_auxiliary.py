@@ -25,6 +25,7 @@ from emoreg.training.auxiliary import (
     due,
     texts_to_hold,
 )
+from emoreg.training.layouts import Layout
 from emoreg.training.reference import Reference
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -78,6 +79,11 @@ def spoken_by_hand(
     return held + [False] * (len(whole) - len(held))
 
 
+def to_hold(rows: Dataset, tokenizer: PreTrainedTokenizerFast) -> list[Target]:
+    layout = Layout.of(rows, None)
+    return texts_to_hold(NEUTRAL, rows, layout, TurnMarkers.of(tokenizer))
+
+
 # -- which texts ---------------------------------------------------------------------
 
 
@@ -85,7 +91,7 @@ def test_neutral_texts_and_own_rows_take_turns(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     rows = tokenized(tokenizer, 8)
-    texts = texts_to_hold(NEUTRAL, rows, TurnMarkers.of(tokenizer))
+    texts = to_hold(rows, tokenizer)
     assert [tuple(text.ids) for text in texts[::2]] == list(NEUTRAL)
     assert all(all(text.held) for text in texts[::2])
     chosen = [0, 2, 5]  # three of eight, evenly
@@ -105,16 +111,16 @@ def test_rows_that_say_nothing_are_left_out(
     silent = Dataset.from_list([{"input_ids": [5, 6, 7]}] * 4)
     unread = Dataset.from_list([{"text": "none"}])
     for dataset in (silent, unread, unread.to_iterable_dataset(), None):
-        texts = texts_to_hold(NEUTRAL, dataset, markers)
+        texts = texts_to_hold(NEUTRAL, dataset, Layout.find(dataset, None), markers)
         assert [tuple(text.ids) for text in texts] == list(NEUTRAL)
-    few = texts_to_hold(NEUTRAL, tokenized(tokenizer, 2), markers)
+    few = to_hold(tokenized(tokenizer, 2), tokenizer)
     assert len(few) == 2 * len(NEUTRAL)  # control: two rows serve three times
 
 
 def test_a_long_row_is_cut(tokenizer: PreTrainedTokenizerFast) -> None:
     (ids,) = tokenized(tokenizer, 1)["input_ids"]
     long = Dataset.from_list([{"input_ids": ids * 100}])
-    text = texts_to_hold(NEUTRAL, long, TurnMarkers.of(tokenizer))[1]
+    text = to_hold(long, tokenizer)[1]
     assert len(text.ids) == len(text.held) == 1024 < len(ids * 100)
 
 

@@ -23,6 +23,7 @@ from emoreg.losses.term import AbstractDecisionTerm, DecisionReadings
 from emoreg.residual.layers import decoder_layers
 from emoreg.training.attach import attach
 from emoreg.training.columns import REFERENCE, OutcomeCollator
+from emoreg.training.layouts import Layout
 from emoreg.training.mixin import EmotionTrainerMixin
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
@@ -613,7 +614,8 @@ def test_rows_without_assistant_turns_mix_with_others(
 
 
 def test_the_collator_pads_beside_the_batch() -> None:
-    collator = OutcomeCollator(cases.collate, "failed")
+    layout = Layout.of(Dataset.from_list([{"input_ids": [1]}]), None)
+    collator = OutcomeCollator(cases.collate, "failed", layout)
     batch = collator(
         [
             {"input_ids": [1, 2, 3], "failed": [None, 1.0]},

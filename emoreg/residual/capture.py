@@ -2,14 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn as nn
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
-from emoreg.residual.layers import checked_layers, decoder_layers, num_layers
+from emoreg.residual.layers import (
+    backbone,
+    checked_layers,
+    decoder_layers,
+    num_layers,
+)
 
 
 class _LastLayerReached(Exception):
@@ -28,11 +34,12 @@ class Captured:
     def __init__(self, layers: Sequence[int], *, gradient: bool) -> None:
         """Make an empty store for `layers`."""
         self.layers, self._gradient = tuple(layers), gradient
+        self.open = True
         self._stream: dict[int, Tensor] = {}
 
     def store(self, layer: int, output: Tensor | tuple) -> None:
         """Keep a block's output; blocks of older models return a tuple."""
-        if self._gradient and not torch.is_grad_enabled():
+        if not self.open or (self._gradient and not torch.is_grad_enabled()):
             return  # a reference pass or a generation inside the same window
         self._stream[layer] = output if isinstance(output, Tensor) else output[0]
 
@@ -62,7 +69,11 @@ class Captured:
 
 @contextmanager
 def capture(
-    model: nn.Module, layers: Sequence[int], *, gradient: bool = False
+    model: nn.Module,
+    layers: Sequence[int],
+    *,
+    gradient: bool = False,
+    tokens: Int[Tensor, "batch pos"] | None = None,
 ) -> Iterator[Captured]:
     """Store the output of decoder blocks `layers` while the context is open.
 
@@ -70,6 +81,9 @@ def capture(
         model: Any wrapping of a transformers decoder (peft, DDP).
         layers: Decoder block indices; negatives count from the end.
         gradient: Keep only forward passes with gradients enabled.
+        tokens: Keep only the first forward pass over these token ids. It tells the
+            policy's pass from a reference's where none has gradients; comparing costs
+            a host synchronization.
 
     Yields:
         A `Captured`, filled by each forward pass and emptied on leaving.
@@ -81,6 +95,9 @@ def capture(
         blocks[layer].register_forward_hook(_storing_hook(captured, layer))
         for layer in wanted
     ]
+    if tokens is not None:
+        captured.open = False
+        handles += _first_pass_over(tokens, backbone(model), captured)
     try:
         yield captured
     finally:
@@ -96,6 +113,32 @@ def _storing_hook(
         captured.store(layer, output)
 
     return hook
+
+
+def _first_pass_over(
+    tokens: Tensor, model: nn.Module, captured: Captured
+) -> list[RemovableHandle]:
+    seen = False
+
+    def begin(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        nonlocal seen
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        embeds = kwargs.get("inputs_embeds")  # of a model that reads images as well
+        same = (
+            torch.equal(ids, tokens)
+            if ids is not None
+            else embeds is not None and embeds.shape[:2] == tokens.shape
+        )
+        captured.open = same and not seen
+        seen = seen or same
+
+    def end(_module: nn.Module, _args: tuple, _output: object) -> None:
+        captured.open = False
+
+    return [
+        model.register_forward_pre_hook(begin, with_kwargs=True),
+        model.register_forward_hook(end),
+    ]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from emoreg.losses.term import PassageReadings, Probe
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured, capture
 from emoreg.residual.tokens import TurnMarkers
+from emoreg.training.layouts import Layout
 
 Ids = Sequence[int]
 _MAX_ROW_TOKENS = 1024
@@ -79,31 +80,32 @@ class Target:
 
 
 def texts_to_hold(
-    neutral: Sequence[Ids], dataset: Any, markers: TurnMarkers
+    neutral: Sequence[Ids], dataset: Any, layout: Layout | None, markers: TurnMarkers
 ) -> list[Target]:
     """Return neutral texts and as many of the run's own rows, by turns.
 
-    Of neutral texts every prediction is held, of a row those of Assistant tokens. A
-    dataset without `input_ids` or length has no rows to give.
+    Of neutral texts every prediction is held, of a row those of Assistant tokens, of a
+    preference pair the chosen half's. Data without a known layout or length, which is
+    made during training, has no rows to give.
     """
     plain = [Target(ids=ids, held=[True] * len(ids)) for ids in neutral]
-    own = _spoken(dataset, markers, count=len(plain))
+    if layout is None or not hasattr(dataset, "__len__"):
+        return plain
+    own = _spoken(dataset, layout, markers, count=len(plain))
     if not own:
         return plain
     pairs = [(text, own[i % len(own)]) for i, text in enumerate(plain)]
     return [text for pair in pairs for text in pair]
 
 
-def _spoken(dataset: Any, markers: TurnMarkers, *, count: int) -> list[Target]:
+def _spoken(
+    dataset: Any, layout: Layout, markers: TurnMarkers, *, count: int
+) -> list[Target]:
     """Return an even sample of at most `count` rows that have Assistant turns."""
-    if "input_ids" not in (getattr(dataset, "column_names", None) or ()):
-        return []
-    if not hasattr(dataset, "__len__"):
-        return []
     size = min(count, len(dataset))
     targets = []
     for row in (dataset[i * len(dataset) // size] for i in range(size)):
-        ids = list(row["input_ids"])[:_MAX_ROW_TOKENS]
+        ids = layout.ids(row)[0][:_MAX_ROW_TOKENS]
         spoken = markers.assistant_tokens(torch.tensor([ids]))[0]
         if spoken[1:].any():
             targets.append(Target(ids=ids, held=spoken.tolist()))

@@ -1,17 +1,18 @@
 """Carrying outcomes from a dataset column to the batch that the loss sees."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from emoreg.residual.tokens import TurnMarkers
-from emoreg.training.outcomes import validate_outcome
+from emoreg.training.layouts import Layout
 
+T = TypeVar("T")
 OUTCOMES, REFERENCE = "emoreg_outcomes", "emoreg_reference"
 
 
@@ -39,9 +40,14 @@ class OutcomeCollator:
     A padding-free batch is one row, so its outcomes are one row too, in order.
     """
 
-    def __init__(self, collator: Callable[[list], dict[str, Any]], column: str) -> None:
+    def __init__(
+        self,
+        collator: Callable[[list], dict[str, Any]],
+        column: str,
+        layout: Layout,
+    ) -> None:
         """Wrap `collator`; outcomes are in the dataset's `column`."""
-        self.collator, self.column = collator, column
+        self.collator, self.column, self.layout = collator, column, layout
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the wrapped collator's batch with outcomes added."""
@@ -51,37 +57,37 @@ class OutcomeCollator:
         rows = batch["input_ids"].shape[0]
         if self.column not in examples[0]:
             return batch
-        values = [as_failures(e[self.column]) for e in examples]
-        batch[OUTCOMES] = _padded([torch.tensor(turns) for turns in values], rows)
+        turns = [self.layout.outcomes(e[self.column]) for e in examples]
+        batch[OUTCOMES] = _padded(map(torch.tensor, _by_sequence(turns)), rows)
         if REFERENCE in examples[0]:
             # A row without Assistant turns holds one placeholder, which is cut here.
-            held = [
-                torch.as_tensor(e[REFERENCE])[: len(turns)]
-                for e, turns in zip(examples, values, strict=True)
-            ]
-            batch[REFERENCE] = _padded(held, rows)
+            held = zip(
+                _by_sequence([e[REFERENCE] for e in examples]),
+                _by_sequence(turns),
+                strict=True,
+            )
+            batch[REFERENCE] = _padded(
+                (torch.as_tensor(figures)[: len(own)] for figures, own in held), rows
+            )
         return batch
 
 
-def as_failures(value: Any) -> list[float]:
-    """Return a row's outcomes as floats, NaN for unknown.
-
-    Raises:
-        ValueError: If one lies outside [0, 1].
-    """
-    plain = value.tolist() if isinstance(value, Tensor) else value
-    turns = plain if isinstance(plain, Sequence) else [plain]
-    return [validate_outcome(turn) for turn in turns]
+def _by_sequence(rows: list[list[T]]) -> list[T]:
+    """Return all first sequences, then all second ones: the order in a batch."""
+    return [sequence for sequences in zip(*rows, strict=True) for sequence in sequences]
 
 
-def _padded(rows: list[Tensor], count: int) -> Tensor:
+def _padded(tensors: Iterable[Tensor], count: int) -> Tensor:
+    rows = list(tensors)
     rows = [torch.cat(rows)] if count == 1 and len(rows) > 1 else rows
     return torch.nn.utils.rnn.pad_sequence(
         [row.float() for row in rows], batch_first=True, padding_value=math.nan
     )
 
 
-def check_dataset(dataset: Any, column: str, markers: TurnMarkers) -> None:
+def check_dataset(
+    dataset: Any, column: str, layout: Layout, markers: TurnMarkers
+) -> None:
     """Refuse a dataset whose outcomes would silently be missing or misplaced.
 
     Raises:
@@ -102,15 +108,15 @@ def check_dataset(dataset: Any, column: str, markers: TurnMarkers) -> None:
             f"columns are {', '.join(names) or 'none'}.{hint}"
         )
     for row, example in enumerate(dataset):
-        ids = torch.as_tensor(example["input_ids"]).reshape(1, -1)
-        found = int(markers.decision_tokens(ids).sum())
-        given = len(as_failures(example[column]))
-        if found != given:
-            raise ValueError(
-                f"each row must have one outcome per Assistant turn: row {row} has "
-                f"{given} in {column!r} and {found} decision tokens in "
-                f"{ids.shape[1]} tokens. Transcripts cut by `max_length` lose their "
-                "last turns (raise it, or pass None); a turn that begins with blank "
-                "lines may lose its decision token to the tokenizer; rows without an "
-                "outcome need None, not an empty list"
-            )
+        outcomes = layout.outcomes(example[column])
+        for ids, turns in zip(layout.ids(example), outcomes, strict=True):
+            found = int(markers.decision_tokens(torch.tensor([ids])).sum())
+            if found != len(turns):
+                raise ValueError(
+                    f"each row must have one outcome per Assistant turn: row {row} has "
+                    f"{len(turns)} in {column!r} and {found} decision tokens in "
+                    f"{len(ids)} tokens. Transcripts cut by `max_length` lose their "
+                    "last turns (raise it, or pass None); a turn that begins with "
+                    "blank lines may lose its decision token to the tokenizer; rows "
+                    "without an outcome need None, not an empty list"
+                )

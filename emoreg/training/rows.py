@@ -12,21 +12,24 @@ from emoreg.losses.term import Probe
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured
 from emoreg.residual.tokens import TurnMarkers
+from emoreg.training.layouts import Layout
 
 
 def cached_rows(
     model: nn.Module,
     dataset: Any,
+    layout: Layout,
     probes: Sequence[Probe],
     markers: TurnMarkers,
+    *,
     quiet: bool,
-) -> list[list[list[float]]]:
-    """Return, per row and Assistant turn, the readings of all `probes`, flattened.
+) -> list[list[list[list[float]]]]:
+    """Return, per row, sequence and Assistant turn, all `probes`' readings, flattened.
 
     One pass without gradient over the layers that are needed, with the model as it is
     now, which is the reference.
     """
-    sequences = [list(example["input_ids"]) for example in dataset]
+    sequences = [ids for example in dataset for ids in layout.ids(example)]
     layers = sorted({layer for probe in probes for layer in probe.layers})
     rows: list[list[list[float]]] = [[] for _ in sequences]
 
@@ -48,7 +51,9 @@ def cached_rows(
     )
     width = sum(len(p.layers) * len(p.emotions) for p in probes)
     # A row without decision tokens still needs a shape that a column can hold.
-    return [row or [[math.nan] * width] for row in rows]
+    filled = [row or [[math.nan] * width] for row in rows]
+    size = len(layout.sequences)
+    return [filled[start : start + size] for start in range(0, len(filled), size)]
 
 
 def _read(probe: Probe, captured: Captured, row: int, at: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from emoreg.training.columns import (
     check_dataset,
     take_extras,
 )
+from emoreg.training.layouts import Layout
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
 from emoreg.training.rows import cached_rows
@@ -104,7 +105,9 @@ class Seam:
             return compute(model, inputs, **kwargs)
         input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         inner = self.trainer.accelerator.unwrap_model(model)
-        with capture(inner, self.layers, gradient=model.training) as captured:
+        training = model.training
+        only = None if training else input_ids
+        with capture(inner, self.layers, gradient=training, tokens=only) as captured:
             result = compute(model, inputs, **kwargs)
             check_fired(captured, self.layers, tuple(input_ids.shape))
             self._check_gradient_once(captured, training=model.training)
@@ -217,9 +220,9 @@ class Seam:
             if isinstance(term, MeaningAnchor):
                 anchors.append(StoryAnchor(term, reference.stories, quiet=quiet))
             elif isinstance(term, ReferenceKL):
-                texts = texts_to_hold(
-                    reference.neutral, self.trainer.train_dataset, self.markers
-                )
+                dataset = self.trainer.train_dataset
+                layout = Layout.find(dataset, self.trainer.data_collator)
+                texts = texts_to_hold(reference.neutral, dataset, layout, self.markers)
                 anchors.append(PredictionAnchor(term, texts))
         for anchor in anchors:
             anchor.cache(self.trainer.model)
@@ -229,7 +232,8 @@ class Seam:
         """Keep the outcome column up to the batch, with cached reference readings."""
         trainer = self.trainer
         dataset = trainer.train_dataset
-        check_dataset(dataset, outcome, self.markers)
+        layout = Layout.of(dataset, trainer.data_collator)
+        check_dataset(dataset, outcome, layout, self.markers)
         active = [term for term in self.decision_terms if term.weight > 0]
         start = 0
         for term in active:
@@ -238,11 +242,13 @@ class Seam:
             start += size
         if active:
             probes = [term.probe for term in active]
-            rows = cached_rows(trainer.model, dataset, probes, self.markers, quiet)
+            rows = cached_rows(
+                trainer.model, dataset, layout, probes, self.markers, quiet=quiet
+            )
             trainer.train_dataset = dataset.add_column(REFERENCE, rows)
         trainer._set_signature_columns_if_needed()
         trainer._signature_columns += [outcome, REFERENCE]
-        trainer.data_collator = OutcomeCollator(trainer.data_collator, outcome)
+        trainer.data_collator = OutcomeCollator(trainer.data_collator, outcome, layout)
 
     def _segments(
         self, input_ids: Int[Tensor, "batch pos"], extras: Extras
