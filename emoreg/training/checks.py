@@ -58,6 +58,12 @@ def check_needs(
             f"`reference` must be given for {held[0]}, whose passages it holds. Pass "
             "what `emoreg.calibrate` returned"
         )
+    head = getattr(unwrapped(trainer.model), "get_output_embeddings", lambda: None)()
+    if head is None and any(isinstance(t, ReferenceKL) and t.weight for t in terms):
+        raise ValueError(
+            "kl needs a language-model head, whose predictions it holds; "
+            f"{type(unwrapped(trainer.model)).__name__} has none. Use weight 0"
+        )
     if getattr(trainer.args, "packing", False):
         raise ValueError(
             "the trainer must not pack its data: packing drops the outcome column "
