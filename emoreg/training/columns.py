@@ -1,7 +1,7 @@
 """Carrying outcomes from a dataset column to the batch that the loss sees."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
@@ -27,10 +27,13 @@ class Extras:
 
 
 def take_extras(inputs: dict[str, Any]) -> Extras:
-    """Remove and return what the collator added, before the model sees the batch."""
-    return Extras(
-        outcomes=inputs.pop(OUTCOMES, None), reference=inputs.pop(REFERENCE, None)
-    )
+    """Return what rides along, and keep it from the model.
+
+    Rollouts keep it: they are used again in later iterations, and no model sees them
+    whole.
+    """
+    take = inputs.pop if "input_ids" in inputs else inputs.get
+    return Extras(outcomes=take(OUTCOMES, None), reference=take(REFERENCE, None))
 
 
 @final
@@ -77,6 +80,46 @@ def _by_sequence(rows: list[list[T]]) -> list[T]:
     return [sequence for sequences in zip(*rows, strict=True) for sequence in sequences]
 
 
+def check_column(dataset: Any, column: str) -> None:
+    """Refuse a dataset without the outcome column.
+
+    Raises:
+        ValueError: If it has columns and this is none of them.
+    """
+    names = list(getattr(dataset, "column_names", None) or [])
+    if column not in names:
+        hint = (
+            " The dataset is packed, which drops columns: build the trainer with "
+            "`packing=False`"
+            if "seq_lengths" in names
+            else f" Add a column {column!r} with one number per Assistant turn "
+            "(1 failed, 0 passed, None unknown)"
+        )
+        raise ValueError(
+            f"`outcome` must name a column of the training data, got {column!r}; the "
+            f"columns are {', '.join(names) or 'none'}.{hint}"
+        )
+
+
+def check_turns(
+    ids: Sequence[int], turns: Sequence[float], markers: TurnMarkers, where: str
+) -> None:
+    """Refuse a sequence whose outcomes would be misplaced.
+
+    Raises:
+        ValueError: If it has more or fewer decision tokens than outcomes.
+    """
+    found = int(markers.decision_tokens(torch.tensor([list(ids)])).sum())
+    if found != len(turns):
+        raise ValueError(
+            f"each row must have one outcome per Assistant turn: {where} has "
+            f"{len(turns)} outcomes and {found} decision tokens in {len(ids)} tokens. "
+            "Transcripts cut by `max_length` lose turns (raise it, or pass None); a "
+            "turn that begins with blank lines may lose its decision token to the "
+            "tokenizer; rows without an outcome need None, not an empty list"
+        )
+
+
 def _padded(tensors: Iterable[Tensor], count: int) -> Tensor:
     rows = list(tensors)
     rows = [torch.cat(rows)] if count == 1 and len(rows) > 1 else rows
@@ -94,29 +137,8 @@ def check_dataset(
         ValueError: If the column is missing, or a row's outcomes don't match the
             decision tokens in it.
     """
-    names = list(getattr(dataset, "column_names", None) or [])
-    if column not in names:
-        hint = (
-            " The dataset is packed, which drops columns: build the trainer with "
-            "`packing=False`"
-            if "seq_lengths" in names
-            else f" Add a column {column!r} with one number per Assistant turn "
-            "(1 failed, 0 passed, None unknown)"
-        )
-        raise ValueError(
-            f"`outcome` must name a column of the training data, got {column!r}; the "
-            f"columns are {', '.join(names) or 'none'}.{hint}"
-        )
+    check_column(dataset, column)
     for row, example in enumerate(dataset):
         outcomes = layout.outcomes(example[column])
         for ids, turns in zip(layout.ids(example), outcomes, strict=True):
-            found = int(markers.decision_tokens(torch.tensor([ids])).sum())
-            if found != len(turns):
-                raise ValueError(
-                    f"each row must have one outcome per Assistant turn: row {row} has "
-                    f"{len(turns)} in {column!r} and {found} decision tokens in "
-                    f"{len(ids)} tokens. Transcripts cut by `max_length` lose their "
-                    "last turns (raise it, or pass None); a turn that begins with "
-                    "blank lines may lose its decision token to the tokenizer; rows "
-                    "without an outcome need None, not an empty list"
-                )
+            check_turns(ids, turns, markers, f"row {row}")

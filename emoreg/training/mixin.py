@@ -1,4 +1,4 @@
-"""The one trainer seam: three methods of any `transformers.Trainer`."""
+"""The one trainer seam: a few methods of any `transformers.Trainer`."""
 
 import logging
 import os
@@ -58,6 +58,15 @@ class EmotionTrainerMixin:
         samples, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         self.emotions.begin_step(samples)
         return samples, items
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """Answer the prompts, and keep their outcomes with the answers.
+
+        Of the trainers that generate (GRPO, RLOO); others never call it.
+        """
+        rollouts = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        self.emotions.carry(inputs, rollouts)
+        return rollouts
 
     def training_step(
         self,

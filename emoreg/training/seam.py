@@ -1,7 +1,7 @@
 """What happens around a trainer's loss: capture, read, add the terms, log."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -36,6 +36,12 @@ from emoreg.training.columns import (
 from emoreg.training.layouts import Layout
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
+from emoreg.training.rollouts import (
+    carry_outcomes,
+    check_rollouts,
+    makes_rollouts,
+    tokens_of,
+)
 from emoreg.training.rows import cached_rows
 from emoreg.vectors.corpus import Corpus, Roles
 
@@ -66,6 +72,7 @@ class Seam:
     ) -> None:
         """Check what must hold, cache the reference's readings, wrap the collator."""
         self.trainer, self.monitor, self.terms = trainer, monitor, tuple(terms)
+        self.outcome = outcome
         self._names = _distinct_names(self.terms)
         self._held: dict[int, slice] = {}
         self._checked_gradient = False
@@ -103,7 +110,7 @@ class Seam:
         extras = take_extras(inputs)
         if not self.layers:
             return compute(model, inputs, **kwargs)
-        input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        input_ids, mask = tokens_of(inputs)
         inner = self.trainer.accelerator.unwrap_model(model)
         training = model.training
         only = None if training else input_ids
@@ -130,14 +137,22 @@ class Seam:
             return (result[0] + added, *result[1:])
         return result + added
 
-    def begin_step(self, batches: Sequence[dict[str, Any]]) -> None:
+    def carry(self, prompts: Sequence[Any], rollouts: dict[str, Any]) -> None:
+        """Give rollouts the outcomes of their prompts."""
+        if self.outcome is not None:
+            carry_outcomes(prompts, rollouts, column=self.outcome, markers=self.markers)
+
+    def begin_step(self, batches: Sequence[Any]) -> None:
         """Count the failing and succeeding weight of an optimizer step's batches.
 
         Terms are means over the step's segments. The mean of its parts' means is
-        another number where outcomes are spread unevenly, or a part has none.
+        another number where outcomes are spread unevenly, or a part has none. Prompts
+        that are still to be answered are no batches: rollouts are means of means.
         """
         self._part = 0
-        found = [batch[OUTCOMES] for batch in batches if OUTCOMES in batch]
+        found = [
+            x[OUTCOMES] for x in batches if isinstance(x, Mapping) and OUTCOMES in x
+        ]
         self._totals = None
         if found:
             failing = torch.stack([x.nan_to_num(0.0).sum() for x in found]).sum()
@@ -231,6 +246,9 @@ class Seam:
     def _carry(self, outcome: str, quiet: bool) -> None:
         """Keep the outcome column up to the batch, with cached reference readings."""
         trainer = self.trainer
+        if makes_rollouts(trainer):
+            check_rollouts(trainer, outcome)
+            return
         dataset = trainer.train_dataset
         layout = Layout.of(dataset, trainer.data_collator)
         check_dataset(dataset, outcome, layout, self.markers)

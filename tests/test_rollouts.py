@@ -1,0 +1,301 @@
+"""The seam on trainers that generate the rows they train on: GRPO and RLOO of TRL."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import seam_cases as cases
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # pyright: ignore
+
+from emoreg.losses.term import DecisionReadings
+from emoreg.residual.capture import capture
+from emoreg.residual.tokens import TurnMarkers
+from emoreg.training.attach import attach
+from emoreg.training.columns import OUTCOMES
+from emoreg.training.mixin import EmotionTrainerMixin
+from emoreg.training.monitor import Monitor
+from emoreg.training.reference import Reference
+from emoreg.vectors.emotion_vectors import EmotionVectors
+
+Build = Callable[..., PreTrainedModel]
+KINDS = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
+OFF = {"contrast": 0.0, "band": 0.0, "meaning": 0.0, "kl": 0.0}
+CONTRAST = {**OFF, "contrast": 1.0}
+
+
+def prompts(count: int = 4) -> Dataset:
+    """Conversations that end before an Assistant turn, each with its own outcome."""
+    rows = []
+    for k, row in enumerate(map(dict, cases.make_rows(count))):
+        turns = list(row["failed"])
+        turns[-1] = k / count  # tells the rows apart
+        rows.append({"prompt": row["prompt"], "failed": turns})
+    return Dataset.from_list(rows)
+
+
+def shortness(completions: list[Any], **_: Any) -> list[float]:
+    """A reward that differs between completions."""
+    said = [completion[0]["content"] for completion in completions]
+    return [-float(sum(map(ord, text))) / 1e4 for text in said]
+
+
+@pytest.fixture
+def vectors() -> EmotionVectors:
+    return cases.make_vectors()
+
+
+@pytest.fixture
+def reference(
+    tiny_model: Build, tokenizer: PreTrainedTokenizerFast, vectors: EmotionVectors
+) -> Reference:
+    return cases.make_reference(cases.lively(tiny_model("llama")), tokenizer, vectors)
+
+
+@pytest.fixture
+def build(
+    tiny_model: Build,
+    tokenizer: PreTrainedTokenizerFast,
+    vectors: EmotionVectors,
+    reference: Reference,
+    tmp_path: Path,
+) -> Callable[..., Any]:
+    """Make a trainer with monitor and terms of these weights (None: bare)."""
+
+    def make(
+        kind: str,
+        weights: dict[str, float] | None,
+        *,
+        rows: Dataset | None = None,
+        seen: bool = True,
+        callbacks: tuple = (),
+        **changes: Any,
+    ) -> Any:
+        trainer_class, config_class = KINDS[kind]
+        settings: dict[str, Any] = {
+            "output_dir": str(tmp_path),
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "num_generations": 2,
+            "max_completion_length": 6,
+            "learning_rate": 1e-2,
+            "lr_scheduler_type": "constant",
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "disable_tqdm": True,
+            "seed": 3,
+        }
+        torch.manual_seed(11)
+        data = prompts() if rows is None else rows
+        trainer = trainer_class(
+            model=cases.lively(tiny_model("llama")),
+            args=config_class(**{**settings, **changes}),
+            reward_funcs=shortness,
+            train_dataset=data,
+            eval_dataset=data,
+            processing_class=tokenizer,
+            peft_config=cases.adapter(),
+            callbacks=list(callbacks),
+        )
+        if not seen:
+            return trainer
+        terms = cases.make_terms(vectors, reference, **weights) if weights else ()
+        return attach(
+            trainer,
+            monitor=Monitor(vectors),
+            terms=terms,
+            outcome="failed",
+            reference=reference,
+        )
+
+    return make
+
+
+def policy_readings(
+    trainer: Any, rollouts: dict[str, Any], probe: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Readings and outcomes at the prompts' decision tokens, one row at a time."""
+    markers = TurnMarkers.of(trainer.processing_class)
+    values, failure = [], []
+    for row in range(len(rollouts["prompt_ids"])):
+        ids = rollouts["prompt_ids"][row][rollouts["prompt_mask"][row].bool()]
+        places = markers.decision_tokens(ids[None])[0].nonzero().flatten()
+        with capture(trainer.model, probe.layers, gradient=True) as captured:
+            trainer.model(input_ids=ids[None])
+            read = [probe.read(captured[i][0, places], layer=i) for i in probe.layers]
+            values.append(torch.stack(read, dim=1))
+        failure.append(rollouts[OUTCOMES][row, : len(places)])
+    return torch.cat(values), torch.cat(failure)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_watching_and_weightless_terms_leave_training_as_it_was(
+    build: Callable[..., Any], kind: str
+) -> None:
+    bare = build(kind, None, seen=False)
+    watched, weightless = build(kind, None), build(kind, OFF)
+    acting = build(kind, CONTRAST)
+    for trainer in (bare, watched, weightless, acting):
+        torch.manual_seed(7)  # of the generations
+        trainer.train()
+    for trainer in (watched, weightless):
+        assert cases.losses(trainer) == cases.losses(bare)
+        assert cases.equal(cases.weights(trainer), cases.weights(bare))
+        assert cases.logged(trainer)
+    assert not cases.equal(cases.weights(acting), cases.weights(bare))  # control
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outcomes_stay_with_their_prompts_through_shuffle_and_split(
+    build: Callable[..., Any], kind: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    trainer = build(
+        kind, None, max_steps=1, gradient_accumulation_steps=2, steps_per_generation=2
+    )
+    trainer.train()
+    rows = list(map(dict, prompts()))
+    rendered: list[Any] = [
+        tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, return_dict=False
+        )
+        for row in rows
+    ]
+    order = []
+    for part in trainer._buffered_inputs:
+        for ids, mask, outcomes in zip(
+            part["prompt_ids"], part["prompt_mask"], part[OUTCOMES], strict=True
+        ):
+            k = rendered.index(ids[mask.bool()].tolist())
+            order.append(k)
+            wanted = torch.tensor(
+                [torch.nan if x is None else x for x in rows[k]["failed"]]
+            )
+            torch.testing.assert_close(outcomes[: len(wanted)], wanted, equal_nan=True)
+            assert bool(outcomes[len(wanted) :].isnan().all())
+    assert sorted(order) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert order != sorted(order)  # control: they were shuffled
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_terms_act_on_the_loss_forward_alone(
+    build: Callable[..., Any], kind: str, steps: int
+) -> None:
+    """What the contrast adds to a first step, whole or in parts, by plain forwards."""
+    settings = {
+        "max_steps": 1,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "per_device_train_batch_size": 8 // steps,
+        "gradient_accumulation_steps": steps,
+        "steps_per_generation": steps,
+    }
+    found: dict[str, Any] = {}
+    for name, weights in (("with", CONTRAST), ("without", OFF)):
+        keep = cases.Gradients()
+        trainer = build(kind, weights, callbacks=(keep,), **settings)
+        torch.manual_seed(7)
+        trainer.train()
+        found[name], parts = keep.steps[0], trainer._buffered_inputs
+    added = {n: found["with"][n] - found["without"][n] for n in found["without"]}
+    oracle = build(kind, CONTRAST, **settings)
+    loss = torch.zeros(())
+    for rollouts in parts:
+        for term in oracle.emotions.decision_terms:
+            if term.weight:
+                values, failure = policy_readings(oracle, rollouts, term.probe)
+                readings = DecisionReadings(values=values, failure=failure)
+                loss = loss + term.weight * term(readings) / len(parts)
+    loss.backward()
+    wanted = {
+        name: p.grad
+        for name, p in oracle.model.named_parameters()
+        if p.grad is not None and name in added
+    }
+    size = max(float(g.abs().max()) for g in wanted.values())
+    assert size > 1e-3
+    apart = max(float((added[name] - wanted[name]).abs().max()) for name in wanted)
+    assert apart < 1e-3 * size
+    half = max(float((added[n] / 2 - wanted[n]).abs().max()) for n in wanted)
+    assert half > 0.1 * size  # control
+
+
+def test_the_mixin_equals_attach(
+    build: Callable[..., Any],
+    vectors: EmotionVectors,
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Own(EmotionTrainerMixin, GRPOTrainer):
+        """GRPO that takes terms itself."""
+
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(
+                **settings,
+                monitor=Monitor(vectors),
+                terms=cases.make_terms(vectors, reference, **CONTRAST),
+                outcome="failed",
+            )
+
+    attached = build("grpo", CONTRAST)
+    monkeypatch.setitem(KINDS, "grpo", (Own, GRPOConfig))
+    own = build("grpo", None, seen=False)
+    for trainer in (attached, own):
+        torch.manual_seed(7)
+        trainer.train()
+    assert cases.logged(own) == cases.logged(attached)
+    assert cases.equal(cases.weights(own), cases.weights(attached))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rollouts_that_are_used_twice_keep_their_outcomes(
+    build: Callable[..., Any], kind: str
+) -> None:
+    trainer = build(kind, CONTRAST, num_iterations=2, max_steps=4)
+    torch.manual_seed(7)
+    trainer.train()
+    values = [e["emotion_loss/contrast-lda"] for e in cases.logged(trainer)]
+    assert len(values) == 4
+    assert all(value > 0 for value in values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_reads_rollouts_too(build: Callable[..., Any], kind: str) -> None:
+    trainer = build(kind, None, per_device_eval_batch_size=4)
+    torch.manual_seed(7)
+    trainer.evaluate()
+    keys = cases.logged(trainer, "eval_emotion")[0]
+    assert "eval_emotion/desperate/L2/lda/assistant" in keys
+    assert "eval_emotion/desperate/L2/lda/fail" in keys
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_anchors_run_beside_rollouts(build: Callable[..., Any], kind: str) -> None:
+    trainer = build(kind, {**OFF, "meaning": 1.0, "kl": 1.0}, max_steps=2)
+    torch.manual_seed(7)
+    trainer.train()
+    values = {
+        k: v
+        for entry in cases.logged(trainer, "emotion_loss")
+        for k, v in entry.items()
+    }
+    assert values["emotion_loss/meaning"] >= 0
+    assert values["emotion_loss/kl"] >= 0
+
+
+def test_what_would_lose_outcomes_is_refused(build: Callable[..., Any]) -> None:
+    without = prompts().remove_columns("failed")
+    with pytest.raises(ValueError, match="must name a column of the training data"):
+        build("grpo", None, rows=without)
+    with pytest.raises(ValueError, match="`remove_unused_columns` must be False"):
+        build("grpo", None, remove_unused_columns=True)
+    short = prompts().map(lambda row: {"failed": row["failed"][:-1]})
+    with pytest.raises(ValueError, match="one outcome per Assistant turn: prompt"):
+        build("grpo", None, rows=short).train()
