@@ -3,7 +3,6 @@
 Each check has a control beside it that shows the check can fail.
 """
 
-import importlib.util
 import logging
 import math
 from collections.abc import Callable
@@ -14,8 +13,8 @@ import pytest
 import seam_cases as cases
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, PromptTuningConfig
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from peft import LoraConfig, PromptTuningConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl import SFTTrainer  # pyright: ignore
 
 from emoreg.losses.presets import decouple
@@ -815,62 +814,3 @@ def test_a_resumed_run_equals_the_uncut_one(
     state.unlink()
     forgetful.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert not cases.equal(cases.weights(forgetful), cases.weights(uncut))
-
-
-# -- the recipe ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def recipe() -> Any:
-    spec = importlib.util.spec_from_file_location("sft", ROOT / "recipes" / "sft.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("terms", ["decouple", "none"])
-def test_the_sft_recipe_writes_an_adapter_that_peft_loads(
-    recipe: Any,
-    model: Callable[[], PreTrainedModel],
-    tokenizer: PreTrainedTokenizerFast,
-    vectors: EmotionVectors,
-    reference: Reference,
-    tmp_path: Path,
-    terms: str,
-) -> None:
-    base = model()
-    base.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    vectors.save(tmp_path / "vectors.safetensors")
-    reference.save(tmp_path / "reference.safetensors")
-    cases.make_rows().to_json(tmp_path / "rows.jsonl")
-    flags = {
-        "model": tmp_path / "model",
-        "data": tmp_path / "rows.jsonl",
-        "vectors": tmp_path / "vectors.safetensors",
-        "reference": tmp_path / "reference.safetensors",
-        "output_dir": tmp_path / "out",
-        "terms": terms,
-        "max_steps": 2,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "gradient_checkpointing": "false",
-        "disable_tqdm": "true",
-    }
-    arguments = [part for key, v in flags.items() for part in (f"--{key}", str(v))]
-    trainer = recipe.main(*recipe.parse(arguments))
-    assert len(cases.logged(trainer, "emotion/")) == 2
-    assert bool(cases.logged(trainer, "emotion_loss/")) == (terms == "decouple")
-    fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    ids = torch.tensor([row_ids(tokenizer, dict(cases.make_rows(1)[0]))])
-    with torch.no_grad():
-        untrained = fresh(ids).logits
-        loaded: Any = PeftModel.from_pretrained(fresh, str(tmp_path / "out"))
-        tuned = loaded.eval()(ids).logits
-        trained = trainer.model.eval()(ids).logits.float()
-    assert torch.allclose(tuned, trained, atol=1e-4)
-    assert not torch.allclose(tuned, untrained, atol=1e-4)

@@ -99,12 +99,7 @@ def decouple(
         ValueError: If the reference belongs to other vectors, none of the loss
             emotions or readers is among them, or an audit item is asked for.
     """
-    if reference.vectors_hash != vectors.hash:
-        raise ValueError(
-            "`reference` must have been calibrated with these vectors: it has the hash "
-            f"{reference.vectors_hash}, they have {vectors.hash}. Run `emoreg "
-            "calibrate` again"
-        )
+    _check_same_vectors(reference, vectors)
     roles = Corpus.packaged().roles() if roles is None else roles
     lower, raised = _loss_emotions(vectors, roles)
     readers = _loss_readers(vectors, readers)
@@ -118,16 +113,9 @@ def decouple(
         )
     signs = torch.tensor([1.0] * len(lower) + [-1.0] * len(raised))
     probes = [_probe(vectors, reference, r, lower + raised) for r in readers]
+    shared = {"weight": contrast / len(readers), "keep": keep}
     terms: list[AbstractTerm] = [
-        ContrastPenalty(
-            probe,
-            signs,
-            _in_units(reference, "gap", probe),
-            weight=contrast / len(probes),
-            keep=keep,
-            name=f"contrast-{probe.reader}",
-        )
-        for probe in probes
+        _contrast(reference, probe, signs, **shared) for probe in probes
     ]
     if "calm" in vectors.emotions:
         terms.append(_calm_band(vectors, reference, readers[0], calm_band, band))
@@ -136,6 +124,15 @@ def decouple(
     stories = _probe(vectors, reference, readers[0], free)
     terms += [MeaningAnchor(stories, weight=meaning), ReferenceKL(weight=kl)]
     return Terms(terms=tuple(terms), reference=reference, roles=roles)
+
+
+def _check_same_vectors(reference: ReferenceUnits, vectors: EmotionVectors) -> None:
+    if reference.vectors_hash != vectors.hash:
+        raise ValueError(
+            "`reference` must have been calibrated with these vectors: it has the hash "
+            f"{reference.vectors_hash}, they have {vectors.hash}. Run `emoreg "
+            "calibrate` again"
+        )
 
 
 def _loss_emotions(
@@ -164,6 +161,18 @@ def _loss_readers(
             f"default those of {LOSS_READERS} among them; found none"
         )
     return readers
+
+
+def _contrast(
+    reference: ReferenceUnits,
+    probe: Probe,
+    signs: Tensor,
+    *,
+    weight: float,
+    keep: float,
+) -> ContrastPenalty:
+    gap, name = _in_units(reference, "gap", probe), f"contrast-{probe.reader}"
+    return ContrastPenalty(probe, signs, gap, weight=weight, keep=keep, name=name)
 
 
 def _calm_band(
