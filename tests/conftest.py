@@ -10,6 +10,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,3 +123,29 @@ def tiny_model(
             return transformers.AutoModelForCausalLM.from_config(config).eval()
 
     return build
+
+
+@pytest.fixture
+def vectors() -> Any:
+    """The vectors of the seam's tests; files with others override it."""
+    import seam_cases  # it imports trl, which most tests do without
+
+    return seam_cases.make_vectors()
+
+
+@pytest.fixture
+def model(tiny_model: Callable[[str], PreTrainedModel]) -> Callable[[], Any]:
+    """A factory of the model that the seam's tests train: two calls, equal models."""
+    import seam_cases
+
+    return lambda: seam_cases.lively(tiny_model("llama"))
+
+
+@pytest.fixture
+def reference(
+    model: Callable[[], Any], tokenizer: PreTrainedTokenizerFast, vectors: Any
+) -> Any:
+    """What was calibrated on that model."""
+    import seam_cases
+
+    return seam_cases.make_reference(model(), tokenizer, vectors)

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from trl import SFTConfig, SFTTrainer  # pyright: ignore
 
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
 from emoreg.losses.presets import Terms, decouple
+from emoreg.losses.term import DecisionReadings, Probe
 from emoreg.training.adapters import lora_config
 from emoreg.training.attach import attach
 from emoreg.training.monitor import Monitor
@@ -321,6 +322,52 @@ def gap(
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two sets of tensors are the same bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def contrast_gradient(
+    trainer: Any,
+    batches: Sequence[Any],
+    read: Callable[[Any, Any, Probe], tuple[torch.Tensor, torch.Tensor]],
+    *,
+    cached: bool,
+) -> dict[str, torch.Tensor]:
+    """The gradient of a trainer's contrasts on a step's batches, by plain forwards.
+
+    `read` returns the readings and outcomes of a batch; `cached` says whether the
+    trainer knows the reference's readings, which at unmoved weights are the same.
+    """
+    loss = torch.zeros(())
+    for batch in batches:
+        for term in trainer.emotions.decision_terms:
+            if term.weight:
+                values, failure = read(trainer, batch, term.probe)
+                held = values.detach() if cached else None
+                readings = DecisionReadings(
+                    values=values, failure=failure, reference=held
+                )
+                loss = loss + term.weight * term(readings) / len(batches)
+    loss.backward()
+    named = trainer.model.named_parameters()
+    return {name: p.grad for name, p in named if p.grad is not None}
+
+
+def check_added(
+    with_terms: dict[str, torch.Tensor],
+    without: dict[str, torch.Tensor],
+    wanted: dict[str, torch.Tensor],
+    *,
+    tolerance: float,
+) -> None:
+    """What terms added to a gradient is `wanted`, to a share of its largest entry."""
+    added = {name: with_terms[name] - without[name] for name in without}
+    wanted = {name: wanted[name] for name in added if name in wanted}
+    size = max(float(g.abs().max()) for g in wanted.values())
+    assert size > 1e-3
+    apart = max(float((added[name] - wanted[name]).abs().max()) for name in wanted)
+    assert apart < tolerance * size
+    # Control: half of it, or twice, would be seen.
+    half = max(float((added[n] / 2 - wanted[n]).abs().max()) for n in wanted)
+    assert half > 0.1 * size
 
 
 def small_corpus(folder: Path, kept: int = 4) -> Corpus:

@@ -30,25 +30,8 @@ from emoreg.training.reference import Reference
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
-Build = Callable[..., PreTrainedModel]
+Model = Callable[[], PreTrainedModel]
 NEUTRAL = ((5, 6, 7, 8), (9, 10, 11), (12, 13, 14))
-
-
-@pytest.fixture
-def vectors() -> EmotionVectors:
-    return cases.make_vectors()
-
-
-@pytest.fixture
-def model(tiny_model: Build) -> PreTrainedModel:
-    return cases.lively(tiny_model("llama"))
-
-
-@pytest.fixture
-def reference(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, vectors: EmotionVectors
-) -> Reference:
-    return cases.make_reference(model, tokenizer, vectors)
 
 
 def tokenized(tokenizer: PreTrainedTokenizerFast, count: int) -> Dataset:
@@ -128,26 +111,26 @@ def test_a_long_row_is_cut(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_the_held_predictions_are_those_of_the_marked_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tiny_model: Build
+    model: Model, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Against the full-vocabulary KL at the token before each marked one."""
-    texts = texts_to_hold(NEUTRAL, tokenized(tokenizer, 8), TurnMarkers.of(tokenizer))
-    vocabulary = model.config.vocab_size
+    texts = to_hold(tokenized(tokenizer, 8), tokenizer)
+    untrained, moved = model(), model()
+    vocabulary = untrained.config.vocab_size
     anchor = PredictionAnchor(ReferenceKL(k=vocabulary), texts)
-    anchor.cache(model)
-    moved = cases.lively(tiny_model("llama"))
+    anchor.cache(untrained)
     with torch.no_grad():
         moved.model.layers[1].mlp.down_proj.weight.mul_(1.5)
     rows = [0, 1, 3]
     with torch.no_grad():
         found = anchor.loss(moved, rows, torch.device("cpu"))
-        assert float(anchor.loss(model, rows, torch.device("cpu"))) < 1e-5
+        assert float(anchor.loss(untrained, rows, torch.device("cpu"))) < 1e-5
     distances = {True: [], False: []}
     for text in (texts[row] for row in rows):
         ids = torch.tensor([list(text.ids)])
         with torch.no_grad():
             was, now = (
-                m(input_ids=ids).logits[0].log_softmax(-1) for m in (model, moved)
+                m(input_ids=ids).logits[0].log_softmax(-1) for m in (untrained, moved)
             )
         each = kl_div(now, was, log_target=True, reduction="none").sum(-1)
         for place, held in enumerate(text.held[1:]):
@@ -159,13 +142,13 @@ def test_the_held_predictions_are_those_of_the_marked_tokens(
 
 
 def test_a_trainers_kl_holds_its_own_rows(
-    model: PreTrainedModel,
+    model: Model,
     tokenizer: PreTrainedTokenizerFast,
     vectors: EmotionVectors,
     reference: Reference,
     tmp_path: Path,
 ) -> None:
-    trainer = cases.make_sft(model, tokenizer, tmp_path, max_steps=4)
+    trainer = cases.make_sft(model(), tokenizer, tmp_path, max_steps=4)
     terms = cases.make_terms(vectors, reference)
     trainer = attach(trainer, terms=terms, outcome="failed", reference=reference)
     (anchor,) = [a for a in trainer.emotions.anchors if isinstance(a, PredictionAnchor)]
@@ -217,7 +200,7 @@ def contrast(probe: Probe) -> ContrastPenalty:
 
 
 def test_terms_made_by_hand_may_not_use_the_audits(
-    model: PreTrainedModel,
+    model: Model,
     tokenizer: PreTrainedTokenizerFast,
     vectors: EmotionVectors,
     reference: Reference,
@@ -226,7 +209,7 @@ def test_terms_made_by_hand_may_not_use_the_audits(
     probe = cases.make_terms(vectors, reference).terms[0].probe  # type: ignore[attr-defined]
 
     def tried(changed: Probe, terms: Any = None) -> Any:
-        trainer = cases.make_sft(model, tokenizer, tmp_path)
+        trainer = cases.make_sft(model(), tokenizer, tmp_path)
         given = [contrast(changed)] if terms is None else terms
         return attach(trainer, terms=given, outcome="failed", reference=reference)
 

@@ -11,7 +11,6 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # pyright: ignore
 
-from emoreg.losses.term import DecisionReadings
 from emoreg.residual.capture import capture
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.training.attach import attach
@@ -21,7 +20,7 @@ from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
-Build = Callable[..., PreTrainedModel]
+Model = Callable[[], PreTrainedModel]
 KINDS = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
 OFF = {"contrast": 0.0, "band": 0.0, "meaning": 0.0, "kl": 0.0}
 CONTRAST = {**OFF, "contrast": 1.0}
@@ -44,20 +43,8 @@ def shortness(completions: list[Any], **_: Any) -> list[float]:
 
 
 @pytest.fixture
-def vectors() -> EmotionVectors:
-    return cases.make_vectors()
-
-
-@pytest.fixture
-def reference(
-    tiny_model: Build, tokenizer: PreTrainedTokenizerFast, vectors: EmotionVectors
-) -> Reference:
-    return cases.make_reference(cases.lively(tiny_model("llama")), tokenizer, vectors)
-
-
-@pytest.fixture
 def build(
-    tiny_model: Build,
+    model: Model,
     tokenizer: PreTrainedTokenizerFast,
     vectors: EmotionVectors,
     reference: Reference,
@@ -95,7 +82,7 @@ def build(
         torch.manual_seed(11)
         data = prompts() if rows is None else rows
         trainer = trainer_class(
-            model=cases.lively(tiny_model("llama")),
+            model=model(),
             args=config_class(**{**settings, **changes}),
             reward_funcs=shortness,
             train_dataset=data,
@@ -204,27 +191,9 @@ def test_terms_act_on_the_loss_forward_alone(
         torch.manual_seed(7)
         trainer.train()
         found[name], parts = keep.steps[0], trainer._buffered_inputs
-    added = {n: found["with"][n] - found["without"][n] for n in found["without"]}
     oracle = build(kind, CONTRAST, **settings)
-    loss = torch.zeros(())
-    for rollouts in parts:
-        for term in oracle.emotions.decision_terms:
-            if term.weight:
-                values, failure = policy_readings(oracle, rollouts, term.probe)
-                readings = DecisionReadings(values=values, failure=failure)
-                loss = loss + term.weight * term(readings) / len(parts)
-    loss.backward()
-    wanted = {
-        name: p.grad
-        for name, p in oracle.model.named_parameters()
-        if p.grad is not None and name in added
-    }
-    size = max(float(g.abs().max()) for g in wanted.values())
-    assert size > 1e-3
-    apart = max(float((added[name] - wanted[name]).abs().max()) for name in wanted)
-    assert apart < 1e-3 * size
-    half = max(float((added[n] / 2 - wanted[n]).abs().max()) for n in wanted)
-    assert half > 0.1 * size  # control
+    wanted = cases.contrast_gradient(oracle, parts, policy_readings, cached=False)
+    cases.check_added(found["with"], found["without"], wanted, tolerance=1e-3)
 
 
 def test_the_mixin_equals_attach(

@@ -34,26 +34,6 @@ Build = Callable[..., PreTrainedModel]
 
 
 @pytest.fixture
-def vectors() -> EmotionVectors:
-    return cases.make_vectors()
-
-
-@pytest.fixture
-def model(tiny_model: Build) -> Callable[[], PreTrainedModel]:
-    """A factory: two calls give equal models."""
-    return lambda: cases.lively(tiny_model("llama"))
-
-
-@pytest.fixture
-def reference(
-    model: Callable[[], PreTrainedModel],
-    tokenizer: PreTrainedTokenizerFast,
-    vectors: EmotionVectors,
-) -> Reference:
-    return cases.make_reference(model(), tokenizer, vectors)
-
-
-@pytest.fixture
 def build(
     model: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,
