@@ -430,7 +430,7 @@ def test_cached_reference_readings_equal_a_plain_forward(
     untrained, moved = model(), model()
     with torch.no_grad():
         next(moved.parameters()).mul_(1.1)
-    for example, cached in zip(
+    for example, (cached,) in zip(
         map(dict, rows), trainer.train_dataset[REFERENCE], strict=True
     ):
         places = decision_places(tokenizer, example)
