@@ -148,7 +148,7 @@ def test_a_trainers_kl_holds_its_own_rows(
     reference: Reference,
     tmp_path: Path,
 ) -> None:
-    trainer = cases.make_sft(model(), tokenizer, tmp_path, max_steps=4)
+    trainer: Any = cases.make_sft(model(), tokenizer, tmp_path, max_steps=4)
     terms = cases.make_terms(vectors, reference)
     trainer = attach(trainer, terms=terms, outcome="failed", reference=reference)
     (anchor,) = [a for a in trainer.emotions.anchors if isinstance(a, PredictionAnchor)]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def numbers(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def contrast(gap: Tensor | float = 2.0, **settings: float) -> ContrastPenalty:
+def contrast(gap: Tensor | float = 2.0, **settings: Any) -> ContrastPenalty:
     size = gap if isinstance(gap, Tensor) else full(gap) * SIGNS
     return ContrastPenalty(probe(), SIGNS, size, **{"decay": 0.0, **settings})
 
