@@ -38,8 +38,9 @@ print(digest.hexdigest())
 PY
 }
 
+# Python compiles what it imports; compiling all that is installed costs more.
 pip_install() {
-  "$VENV_PYTHON" -m pip install -qq --disable-pip-version-check "$@"
+  "$VENV_PYTHON" -m pip install -qq --no-compile --disable-pip-version-check "$@"
 }
 
 install_all() {

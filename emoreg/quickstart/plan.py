@@ -61,7 +61,7 @@ class Plan:
         dialogue = _DIALOGUE_TOKENS[self.rounds]
         calibration = 128 / self.calibrate_every * dialogue
         tested = 128 / self.test_every * dialogue + _STAKES_TOKENS * self.stakes
-        guards = 12_000 if self.guard_limit else 70_000
+        guards = 1_500 * (self.guard_limit or 48)
         row = _DIALOGUE_TOKENS[self.train_rounds]
         trained = 2 * self.steps * row * _TRAINED_TOKEN
         # With the terms, every fourth step four stories and every fourth two texts.
@@ -82,13 +82,13 @@ def quick_plan(corpus: Corpus) -> Plan:
         emotions=tuple(dict.fromkeys((*roles.core, *families))),
         rounds=2,
         train_rounds=1,
-        train_twins=32,
+        train_twins=20,
         calibrate_every=4,
         test_every=2,
         stakes=False,
-        steps=32,
-        passages=16,
-        guard_limit=8,
+        steps=20,
+        passages=8,
+        guard_limit=4,
         dev_gate=False,
     )
 
