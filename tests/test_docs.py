@@ -355,9 +355,10 @@ def test_the_example_runs(
     monkeypatch.setattr(Corpus, "packaged", classmethod(lambda _: corpus))
     monkeypatch.setattr(emoreg.demo, "load", lambda: (model, tokenizer))
     cases.make_vectors().save("vectors.safetensors")
-    asked = 'max_steps=40, max_length=None, report_to="wandb"'
+    asked = 'max_steps=40, learning_rate=1e-3, max_length=None, report_to="wandb"'
     small = (
-        "max_steps=2, max_length=None, report_to='none', use_cpu=True, bf16=False, "
+        "max_steps=2, learning_rate=1e-3, max_length=None, report_to='none', "
+        "use_cpu=True, bf16=False, "
         "per_device_train_batch_size=1, logging_steps=1, save_strategy='no'"
     )
     assert asked in block.text
