@@ -215,6 +215,8 @@ def test_an_interrupted_extraction_leaves_no_file(
         [sys.executable, "-m", "emoreg.cli", *command],
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A suite started in the background hands down that interrupts are ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     seen = b""
