@@ -160,8 +160,8 @@ def make_rows(count: int = 8) -> Dataset:
     return Dataset.from_list([row(kinds[k % len(kinds)], k) for k in range(count)])
 
 
-def sft_config(folder: Path | str, **changes: Any) -> SFTConfig:
-    """Quiet settings on a CPU, with every step logged."""
+def quiet(folder: Path | str, **changes: Any) -> dict[str, Any]:
+    """Settings of any trainer: quiet, on a CPU, with every step logged."""
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": 8,
@@ -174,11 +174,33 @@ def sft_config(folder: Path | str, **changes: Any) -> SFTConfig:
         "use_cpu": True,
         "bf16": False,
         "gradient_checkpointing": False,
-        "max_length": None,
         "disable_tqdm": True,
         "seed": 3,
     }
-    return SFTConfig(**{**settings, **changes})
+    return {**settings, **changes}
+
+
+def sft_config(folder: Path | str, **changes: Any) -> SFTConfig:
+    """The quiet settings of an `SFTTrainer` that cuts nothing."""
+    return SFTConfig(**quiet(folder, **{"max_length": None, **changes}))
+
+
+def attached(
+    trainer: Any,
+    vectors: EmotionVectors,
+    reference: Reference,
+    weights: dict[str, float] | None,
+    *,
+    seen: bool = True,
+) -> Any:
+    """The trainer with a monitor, if `seen`, and terms of these weights, if any."""
+    return attach(
+        trainer,
+        monitor=Monitor(vectors) if seen else None,
+        terms=make_terms(vectors, reference, **weights) if weights else (),
+        outcome="failed",
+        reference=reference,
+    )
 
 
 def make_sft(
@@ -249,22 +271,9 @@ def make_plain(
         }
         for example in map(dict, make_rows())
     ]
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 8,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 3,
-    }
     return Trainer(
         model=model,
-        args=TrainingArguments(**{**settings, **changes}),
+        args=TrainingArguments(**quiet(folder, **changes)),
         train_dataset=Dataset.from_list(tokenized),
         processing_class=tokenizer,
         data_collator=collate,

@@ -93,14 +93,7 @@ def build(
         **changes: Any,
     ) -> Any:
         trainer_class, config_class = KINDS[kind]
-        shared = cases.sft_config(tmp_path).to_dict()
-        kept = (
-            "per_device_train_batch_size learning_rate lr_scheduler_type logging_steps "
-            "save_strategy report_to use_cpu bf16 disable_tqdm seed"
-        ).split()
-        settings: dict[str, Any] = {name: shared[name] for name in kept}
-        settings |= {"output_dir": str(tmp_path), "max_steps": 4, "max_length": None}
-        settings |= {"gradient_checkpointing": False, **changes}
+        settings = {"max_steps": 4, "max_length": None, **changes}
         torch.manual_seed(11)
         data = preference_rows(kind) if rows is None else rows
         adapter = cases.adapter()
@@ -111,7 +104,7 @@ def build(
             other["ref_model"] = model()
         trainer = trainer_class(
             model=scored() if kind == "reward" else model(),
-            args=config_class(**settings),
+            args=config_class(**cases.quiet(tmp_path, **settings)),
             train_dataset=data,
             eval_dataset=data,
             processing_class=tokenizer,
@@ -121,17 +114,9 @@ def build(
         )
         if not seen:
             return trainer
-        given = dict(weights or {})
-        if kind == "reward":
-            given["kl"] = 0.0
-        terms = cases.make_terms(vectors, reference, **given) if weights else ()
-        return attach(
-            trainer,
-            monitor=Monitor(vectors),
-            terms=terms,
-            outcome="failed",
-            reference=reference,
-        )
+        if kind == "reward" and weights:
+            weights = {**weights, "kl": 0.0}
+        return cases.attached(trainer, vectors, reference, weights)
 
     return make
 

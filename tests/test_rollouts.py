@@ -13,7 +13,6 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # pyright: ign
 
 from emoreg.residual.capture import capture
 from emoreg.residual.tokens import TurnMarkers
-from emoreg.training.attach import attach
 from emoreg.training.columns import OUTCOMES
 from emoreg.training.mixin import EmotionTrainerMixin
 from emoreg.training.monitor import Monitor
@@ -62,28 +61,18 @@ def build(
         **changes: Any,
     ) -> Any:
         trainer_class, config_class = KINDS[kind]
-        settings: dict[str, Any] = {
-            "output_dir": str(tmp_path),
+        settings = {
             "max_steps": 2,
             "per_device_train_batch_size": 4,
             "num_generations": 2,
             "max_completion_length": 6,
-            "learning_rate": 1e-2,
-            "lr_scheduler_type": "constant",
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "disable_tqdm": True,
-            "seed": 3,
+            **changes,
         }
         torch.manual_seed(11)
         data = prompts() if rows is None else rows
         trainer = trainer_class(
             model=model(),
-            args=config_class(**{**settings, **changes}),
+            args=config_class(**cases.quiet(tmp_path, **settings)),
             reward_funcs=shortness,
             train_dataset=data,
             eval_dataset=data,
@@ -93,14 +82,7 @@ def build(
         )
         if not seen:
             return trainer
-        terms = cases.make_terms(vectors, reference, **weights) if weights else ()
-        return attach(
-            trainer,
-            monitor=Monitor(vectors),
-            terms=terms,
-            outcome="failed",
-            reference=reference,
-        )
+        return cases.attached(trainer, vectors, reference, weights)
 
     return make
 

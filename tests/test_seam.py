@@ -51,14 +51,7 @@ def build(
         )
         if weights is None and not seen:
             return trainer
-        terms = cases.make_terms(vectors, reference, **weights) if weights else ()
-        return attach(
-            trainer,
-            monitor=Monitor(vectors) if seen else None,
-            terms=terms,
-            outcome="failed",
-            reference=reference,
-        )
+        return cases.attached(trainer, vectors, reference, weights, seen=seen)
 
     return make
 

@@ -60,16 +60,14 @@ class OutcomeCollator:
         rows = batch["input_ids"].shape[0]
         if self.column not in examples[0]:
             return batch
-        turns = [self.layout.outcomes(e[self.column]) for e in examples]
-        batch[OUTCOMES] = _padded(map(torch.tensor, _by_sequence(turns)), rows)
+        turns = _by_sequence([self.layout.outcomes(e[self.column]) for e in examples])
+        batch[OUTCOMES] = padded(map(torch.tensor, turns), rows)
         if REFERENCE in examples[0]:
             # A row without Assistant turns holds one placeholder, which is cut here.
             held = zip(
-                _by_sequence([e[REFERENCE] for e in examples]),
-                _by_sequence(turns),
-                strict=True,
+                _by_sequence([e[REFERENCE] for e in examples]), turns, strict=True
             )
-            batch[REFERENCE] = _padded(
+            batch[REFERENCE] = padded(
                 (torch.as_tensor(figures)[: len(own)] for figures, own in held), rows
             )
         return batch
@@ -120,7 +118,11 @@ def check_turns(
         )
 
 
-def _padded(tensors: Iterable[Tensor], count: int) -> Tensor:
+def padded(tensors: Iterable[Tensor], count: int) -> Tensor:
+    """Return `tensors` as a batch of `count` rows, NaN where one is shorter.
+
+    They are one row, end to end, where the batch they belong to is.
+    """
     rows = list(tensors)
     rows = [torch.cat(rows)] if count == 1 and len(rows) > 1 else rows
     return torch.nn.utils.rnn.pad_sequence(

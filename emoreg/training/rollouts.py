@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from emoreg.residual.tokens import TurnMarkers
-from emoreg.training.columns import OUTCOMES, check_column, check_turns
+from emoreg.training.columns import OUTCOMES, check_column, check_turns, padded
 from emoreg.training.layouts import as_failures
 
 
@@ -55,11 +55,7 @@ def carry_outcomes(
     turns = [as_failures(row[column]) for row in prompts]
     for row, own in enumerate(turns):
         check_turns(ids[row][mask[row]].tolist(), own, markers, f"prompt {row}")
-    rollouts[OUTCOMES] = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(own) for own in turns],
-        batch_first=True,
-        padding_value=float("nan"),
-    ).to(ids.device)
+    rollouts[OUTCOMES] = padded(map(torch.tensor, turns), len(turns)).to(ids.device)
 
 
 def tokens_of(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
