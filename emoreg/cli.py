@@ -99,9 +99,10 @@ def _quickstart(options: argparse.Namespace) -> None:
     from emoreg.vectors.corpus import Corpus
 
     _hide_loading_bars()
-    plan = (full_plan if options.full else quick_plan)(Corpus.packaged())
+    corpus = Corpus.packaged()
+    plan = (full_plan if options.full else quick_plan)(corpus)
     if options.emotions == "all":
-        plan = replace(plan, emotions=None)
+        plan = replace(plan, emotions=corpus.emotions())
     Quickstart(
         out=options.out,
         plan=plan,

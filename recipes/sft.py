@@ -63,6 +63,9 @@ class Recipe:
     band: float = field(default=0.1, metadata={"help": "Weight of the calm band."})
     meaning: float = field(default=1.0, metadata={"help": "Weight of MeaningAnchor."})
     kl: float = field(default=0.1, metadata={"help": "Weight of ReferenceKL."})
+    keep: float = field(
+        default=0.25, metadata={"help": "Share of the failure contrast that may stay."}
+    )
 
 
 def packaged_rows(rounds: int, twins: int, seed: int) -> Dataset:
@@ -117,6 +120,7 @@ def main(recipe: Recipe, args: SFTConfig) -> Any:
         band=recipe.band,
         meaning=recipe.meaning,
         kl=recipe.kl,
+        keep=recipe.keep,
     )
     trainer = emoreg.attach(
         trainer,

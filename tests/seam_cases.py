@@ -347,7 +347,7 @@ def contrast_gradient(
     """
     loss = torch.zeros(())
     for batch in batches:
-        for term in trainer.emotions.decision_terms:
+        for term in trainer.emotions.regularizer.decision_terms:
             if term.weight:
                 values, failure = read(trainer, batch, term.probe)
                 held = values.detach() if cached else None

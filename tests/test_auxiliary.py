@@ -23,6 +23,7 @@ from emoreg.training.auxiliary import (
     StoryAnchor,
     Target,
     due,
+    spoken_rows,
     texts_to_hold,
 )
 from emoreg.training.layouts import Layout
@@ -63,8 +64,10 @@ def spoken_by_hand(
 
 
 def to_hold(rows: Dataset, tokenizer: PreTrainedTokenizerFast) -> list[Target]:
-    layout = Layout.of(rows, None)
-    return texts_to_hold(NEUTRAL, rows, layout, TurnMarkers.of(tokenizer))
+    layout, markers = Layout.of(rows, None), TurnMarkers.of(tokenizer)
+    return texts_to_hold(
+        NEUTRAL, spoken_rows(rows, layout, markers, count=len(NEUTRAL))
+    )
 
 
 # -- which texts ---------------------------------------------------------------------
@@ -94,7 +97,9 @@ def test_rows_that_say_nothing_are_left_out(
     silent = Dataset.from_list([{"input_ids": [5, 6, 7]}] * 4)
     unread = Dataset.from_list([{"text": "none"}])
     for dataset in (silent, unread, unread.to_iterable_dataset(), None):
-        texts = texts_to_hold(NEUTRAL, dataset, Layout.find(dataset, None), markers)
+        layout = Layout.find(dataset, None)
+        own = spoken_rows(dataset, layout, markers, count=len(NEUTRAL))
+        texts = texts_to_hold(NEUTRAL, own)
         assert [tuple(text.ids) for text in texts] == list(NEUTRAL)
     few = to_hold(tokenized(tokenizer, 2), tokenizer)
     assert len(few) == 2 * len(NEUTRAL)  # control: two rows serve three times
@@ -151,7 +156,11 @@ def test_a_trainers_kl_holds_its_own_rows(
     trainer: Any = cases.make_sft(model(), tokenizer, tmp_path, max_steps=4)
     terms = cases.make_terms(vectors, reference)
     trainer = attach(trainer, terms=terms, outcome="failed", reference=reference)
-    (anchor,) = [a for a in trainer.emotions.anchors if isinstance(a, PredictionAnchor)]
+    (anchor,) = [
+        a
+        for a in trainer.emotions.regularizer.anchors
+        if isinstance(a, PredictionAnchor)
+    ]
     own = [list(text.ids) for text in anchor.texts[1::2]]
     assert own == [
         trainer.train_dataset[i * 8 // len(own)]["input_ids"] for i in range(len(own))

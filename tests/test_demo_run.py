@@ -1,7 +1,9 @@
 """A small real run on the demo model: weights, trainer, tables and page are real."""
 
 import json
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from emoreg import demo
 from emoreg.cli import main
 from emoreg.comparison.readings import Readings
 from emoreg.quickstart.plan import Plan, full_plan, quick_plan
+from emoreg.quickstart.progress import Progress
 from emoreg.quickstart.run import Quickstart
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -101,6 +104,63 @@ def test_a_second_run_reuses_the_vectors_and_the_command_line_reads_them(
     arguments = ["--vectors", vectors, "--prompts", str(prompts), "--quiet"]
     assert main(["measure", *arguments, "--adapter", adapter, "--out", table]) == 0
     assert "2 segments" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_where_it_stood(
+    finished: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    shutil.copy(finished[0] / "vectors.safetensors", tmp_path)
+    said: list[str] = []
+
+    def stop_at_the_last_table(sentence: str) -> None:
+        said.append(sentence)
+        if sum("Measuring the same twins" in each for each in said) == 2:
+            raise KeyboardInterrupt
+
+    cut = Quickstart(out=tmp_path, plan=SMALL, quiet=True, say=stop_at_the_last_table)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    assert not (tmp_path / "control.parquet").exists()
+    again: list[str] = []
+    Quickstart(out=tmp_path, plan=SMALL, quiet=True, say=again.append).run()
+    reused = [each.split(":")[0].strip() for each in again if "interrupted" in each]
+    assert reused == [
+        "calibrate",
+        "measure before",
+        "train after",
+        "measure after",
+        "train control",
+    ]
+    for arm in ("before", "after", "control"):
+        uncut = Readings.load(finished[0] / f"{arm}.parquet")
+        assert (Readings.load(tmp_path / f"{arm}.parquet").values == uncut.values).all()
+    assert (tmp_path / "report" / "index.html").is_file()
+    assert not (tmp_path / "progress.json").exists()  # the next run measures anew
+
+
+def test_progress_of_other_settings_is_not_taken_up(tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    Progress(path, {"seed": 0}).finish("train after", 3.0)
+    assert Progress(path, {"seed": 0}).seconds("train after") == 3.0
+    assert Progress(path, {"seed": 1}).seconds("train after") is None
+    path.write_text("{")
+    assert Progress(path, {"seed": 0}).seconds("train after") is None
+
+
+def test_every_plan_says_what_it_costs() -> None:
+    corpus = Corpus.packaged()
+    quick, full = quick_plan(corpus), full_plan(corpus)
+    everything = replace(quick, emotions=corpus.emotions())
+    costs = [
+        plan.forward_tokens(cached=cached)
+        for plan in (quick, everything, full)
+        for cached in (True, False)
+    ]
+    assert costs[0] == costs[2] < costs[1] < costs[3]  # stories alone differ
+    assert costs[0] < costs[4] < costs[5]
+    fewer = replace(full, arms=("after", "control"))
+    assert fewer.forward_tokens(cached=True) < costs[4]
 
 
 def test_plans_speak_of_held_out_prompts_only() -> None:

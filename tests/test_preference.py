@@ -260,7 +260,7 @@ def test_cached_readings_follow_their_own_sequence(
     trainer = build(kind, {**OFF, "contrast": 1.0}, per_device_train_batch_size=4)
     batch = batch_of(trainer)
     held = batch["emoreg_reference"]
-    probe = trainer.emotions.decision_terms[0].probe
+    probe = trainer.emotions.regularizer.decision_terms[0].probe
     values, _ = read_policy(trainer, batch, probe)
     width = values[0].numel()
     rows = [held[r][~held[r].isnan().all(1)][:, :width] for r in range(len(held))]

@@ -419,7 +419,7 @@ def test_cached_reference_readings_equal_a_plain_forward(
 ) -> None:
     rows = cases.make_rows(6)
     trainer = build(only("contrast"), rows=rows, max_steps=1)
-    probes = [t.probe for t in trainer.emotions.decision_terms if t.weight]
+    probes = [t.probe for t in trainer.emotions.regularizer.decision_terms if t.weight]
     untrained, moved = model(), model()
     with torch.no_grad():
         next(moved.parameters()).mul_(1.1)
@@ -619,7 +619,7 @@ def test_terms_of_one_kind_keep_their_own_figures_and_state(
     both = cases.logged(trainer)[0]
     task = {"emotion_loss/task"}
     assert set(both) == {"emotion_loss/contrast", "emotion_loss/contrast-2"} | task
-    assert set(trainer.emotions.state_dict()) == {"contrast", "contrast-2"}
+    assert set(trainer.emotions.regularizer.state_dict()) == {"contrast", "contrast-2"}
     # Weights did not move, so with the right reference each is its gap, one unit.
     by_lda.weight = 0.0
     trainer.train()
@@ -709,9 +709,9 @@ def test_a_crash_in_a_term_leaves_no_hook(build: Callable[..., Any]) -> None:
 
     trainer = build(only("contrast"))
     term = Crash()
-    term.probe = trainer.emotions.decision_terms[0].probe
-    trainer.emotions.decision_terms[0] = term
-    trainer.emotions.terms = (term,)
+    term.probe = trainer.emotions.regularizer.decision_terms[0].probe
+    trainer.emotions.regularizer.decision_terms[0] = term
+    trainer.emotions.regularizer.terms = (term,)
     blocks = decoder_layers(trainer.model)
     before = [len(block._forward_hooks) for block in blocks]
     with pytest.raises(ZeroDivisionError):
@@ -782,7 +782,10 @@ def test_a_resumed_run_equals_the_uncut_one(
     assert cases.losses(resumed) == cases.losses(uncut)
     assert cases.logged(resumed)[3:] == cases.logged(uncut)[3:]
     assert cases.equal(cases.weights(resumed), cases.weights(uncut))
-    ours, theirs = uncut.emotions.state_dict(), resumed.emotions.state_dict()
+    ours, theirs = (
+        uncut.emotions.regularizer.state_dict(),
+        resumed.emotions.regularizer.state_dict(),
+    )
     assert cases.equal(ours["contrast-lda"], theirs["contrast-lda"])
     state.unlink()
     forgetful.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))

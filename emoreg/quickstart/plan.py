@@ -41,6 +41,8 @@ class Plan:
     """At most so many texts of each kind, and emotions, for the guard rails."""
     dev_gate: bool
     """Measure `dev` too, which decides where ratios may be given."""
+    arms: tuple[str, ...] = ("after", "control")
+    """What is trained: with the terms, without any, with the anchors alone."""
 
     def calibration_prompts(self, corpus: Corpus) -> list[Conversation]:
         """Return the training twins that units are measured on."""
@@ -64,14 +66,16 @@ class Plan:
         guards = 1_500 * (self.guard_limit or 48)
         row = _DIALOGUE_TOKENS[self.train_rounds]
         trained = 2 * self.steps * row * _TRAINED_TOKEN
-        # With the terms, every fourth step four stories and every fourth two texts.
+        # With terms, every fourth step four stories and every fourth two texts.
         beside = self.steps / 4 * (4 * _STORY_TOKENS + 2 * row) * _TRAINED_TOKEN
+        anchored = sum(arm != "control" for arm in self.arms)
         dev = 24_000 if self.dev_gate else 0
         # Readings and predictions of the anchors' texts, and of the training rows.
         rows = min(128, 2 * (self.train_twins or 64))
         held = self.passages * (350 + row) + rows * row
-        once = calibration + dev + held + (0 if cached else stories)
-        return once + 3 * (tested + guards) + 2 * trained + beside
+        once = calibration + dev + (0 if cached else stories)
+        arms = len(self.arms) * trained + anchored * (beside + held)
+        return once + (1 + len(self.arms)) * (tested + guards) + arms
 
 
 def quick_plan(corpus: Corpus) -> Plan:
@@ -107,6 +111,7 @@ def full_plan(corpus: Corpus) -> Plan:
         passages=48,
         guard_limit=None,
         dev_gate=True,
+        arms=("after", "control", "anchors"),
     )
 
 

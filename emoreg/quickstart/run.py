@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from emoreg.comparison.measure import measure
 from emoreg.comparison.readings import Readings
 from emoreg.demo import Loaded, load_any
 from emoreg.quickstart.plan import Plan, tokens_per_second
+from emoreg.quickstart.progress import Progress
 from emoreg.quickstart.recipe import load_recipe
+from emoreg.training.adapters import with_adapter
 from emoreg.training.outcomes import agreement
 from emoreg.training.reference import Reference, as_conversations, calibrate
 from emoreg.vectors.accuracy import accuracy_lines
@@ -28,7 +30,15 @@ from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.extract import extract
 from emoreg.vectors.transcripts import Conversation
 
-_ARMS = {"after": "decouple", "control": "none"}
+_ARMS = {
+    "after": ("with the terms", {"terms": "decouple"}),
+    "control": ("without terms (control)", {"terms": "none"}),
+    "anchors": (
+        "with the anchors alone, without contrast and band",
+        {"terms": "decouple", "contrast": 0, "band": 0},
+    ),
+}
+"""What each arm is in a sentence, and the flags that make it so."""
 _SOFTWARE = ("emoreg", "torch", "transformers", "trl", "peft", "accelerate")
 
 
@@ -49,30 +59,33 @@ class Quickstart:
     """Receives one plain sentence a stage."""
     corpus: Corpus = field(default_factory=Corpus.packaged)
     seconds: dict[str, float] = field(default_factory=dict)
+    _progress: Progress = field(init=False)
 
     def run(self) -> Path:
-        """Run every stage and return the path of the page."""
+        """Run every stage and return the path of the page.
+
+        A run of the same settings that was interrupted is taken up where it stood.
+        """
         self._require_writable()
+        self._progress = Progress(self.out / "progress.json", self._settings())
         with self._stage("load", f"Loading {self.model}."):
             loaded = load_any(self.model)
         cached = self._cached_vectors(loaded)
         speed = self._estimate(loaded, cached=cached is not None)
         vectors = self._extract(loaded, cached)
         reference = self._calibrate(loaded, vectors)
-        with self._stage("measure before", "Measuring held-out twins, untrained."):
-            tables = {"before": self._measure(loaded, vectors, reference, "before")}
-            gate = (
-                self._gate(loaded, vectors, reference) if self.plan.dev_gate else None
-            )
+        tables = {"before": self._before(loaded, vectors, reference)}
+        gate = self._gate(loaded, vectors, reference) if self.plan.dev_gate else None
         del loaded
         logs = {}
-        for arm in _ARMS:
+        for arm in self.plan.arms:
             tables[arm], logs[arm] = self._arm(arm, vectors, reference)
         with self._stage("report", "Comparing and writing the report."):
+            others = [arm for arm in self.plan.arms if arm != "after"]
             comparison = compare(
                 tables["before"],
                 tables["after"],
-                arms={"control": tables["control"]},
+                arms={arm: tables[arm] for arm in others},
                 gate=gate,
                 seed=self.seed,
                 training=logs,
@@ -82,22 +95,44 @@ class Quickstart:
         self._conclude(comparison, page)
         return page
 
+    def _before(
+        self, loaded: Loaded, vectors: EmotionVectors, reference: Reference
+    ) -> Readings:
+        stage, sentence = "measure before", "Measuring held-out twins, untrained."
+        if self._reused(stage, sentence):
+            return Readings.load(self.out / "before.parquet")
+        with self._stage(stage, sentence):
+            return self._measure(loaded, vectors, reference, "before")
+
+    def _gate(
+        self, loaded: Loaded, vectors: EmotionVectors, reference: Reference
+    ) -> Readings:
+        stage, sentence = "measure dev", "Measuring dev: where may ratios be given?"
+        if self._reused(stage, sentence):
+            return Readings.load(self.out / "dev.parquet")
+        twins = as_conversations(self.corpus.transcripts("dev"), self.plan.rounds)
+        with self._stage(stage, sentence):
+            return self._read(loaded, vectors, reference, "dev", twins, None)
+
     def _arm(
         self, arm: str, vectors: EmotionVectors, reference: Reference
     ) -> tuple[Readings, list[dict[str, Any]]]:
         """Train one arm from the untrained weights, and measure it."""
-        kind = "with the terms" if arm == "after" else "without terms (control)"
-        with self._stage(f"train {arm}", f"Training {kind}."):
-            trainer = self._train(arm)
-        with self._stage(f"measure {arm}", "Measuring the same twins again."):
-            tuned = Loaded(
-                model=trainer.model,
-                tokenizer=trainer.processing_class,
-                name=self.model,
-            )
-            return self._measure(tuned, vectors, reference, arm), list(
-                trainer.state.log_history
-            )
+        what, _ = _ARMS[arm]
+        folder, tuned = self.out / f"adapter-{arm}", None
+        stage, sentence = f"train {arm}", f"Training {what}."
+        if not self._reused(stage, sentence):
+            with self._stage(stage, sentence):
+                tuned = self._train(arm)
+        stage, sentence = f"measure {arm}", "Measuring the same twins again."
+        if self._reused(stage, sentence):
+            readings = Readings.load(self.out / f"{arm}.parquet")
+        else:
+            with self._stage(stage, sentence):
+                tuned = tuned or self._trained(folder)
+                readings = self._measure(tuned, vectors, reference, arm)
+        state = json.loads((folder / "trainer_state.json").read_text())
+        return readings, state["log_history"]
 
     def _estimate(self, loaded: Loaded, *, cached: bool) -> float:
         speed = tokens_per_second(loaded.model)
@@ -138,8 +173,12 @@ class Quickstart:
         return found if same_corpus and same_emotions and same_model else None
 
     def _calibrate(self, loaded: Loaded, vectors: EmotionVectors) -> Reference:
+        stage = "calibrate"
         sentence = "Calibrating: how far failing feedback moves the readings."
-        with self._stage("calibrate", sentence):
+        path = self.out / "reference.safetensors"
+        if self._reused(stage, sentence):
+            return Reference.load(path)
+        with self._stage(stage, sentence):
             reference = calibrate(
                 loaded.model,
                 loaded.tokenizer,
@@ -149,7 +188,7 @@ class Quickstart:
                 passages=self.plan.passages,
                 quiet=self.quiet,
             )
-            reference.save(self.out / "reference.safetensors")
+            reference.save(path)
             for line in _parser_lines(self.corpus):
                 self.say(f"    {line}")
         return reference
@@ -171,14 +210,6 @@ class Quickstart:
         )
         prompts = self.plan.test_prompts(self.corpus)
         return self._read(loaded, vectors, reference, arm, prompts, guards)
-
-    def _gate(
-        self, loaded: Loaded, vectors: EmotionVectors, reference: Reference
-    ) -> Readings | None:
-        if not self.plan.dev_gate:
-            return None
-        twins = as_conversations(self.corpus.transcripts("dev"), self.plan.rounds)
-        return self._read(loaded, vectors, reference, "dev", twins, None)
 
     def _read(
         self,
@@ -207,7 +238,7 @@ class Quickstart:
             "model": self.model,
             "vectors": self.out / "vectors.safetensors",
             "reference": self.out / "reference.safetensors",
-            "terms": _ARMS[arm],
+            **_ARMS[arm][1],
             "rounds": self.plan.train_rounds or 0,
             "twins": self.plan.train_twins or 0,
             "output_dir": self.out / f"adapter-{arm}",
@@ -228,11 +259,29 @@ class Quickstart:
             part for key, value in flags.items() for part in (f"--{key}", f"{value}")
         ]
 
-    def _train(self, arm: str) -> Any:
+    def _train(self, arm: str) -> Loaded:
         recipe = load_recipe("sft")
         # The trainer prints every log line; they are in its state, and on the page.
         with contextlib.redirect_stdout(io.StringIO()):
-            return recipe.main(*recipe.parse(self._flags(arm)))
+            trainer = recipe.main(*recipe.parse(self._flags(arm)))
+        return Loaded(
+            model=trainer.model, tokenizer=trainer.processing_class, name=self.model
+        )
+
+    def _trained(self, folder: Path) -> Loaded:
+        """Return an arm that an interrupted run trained."""
+        loaded = load_any(self.model)
+        return replace(loaded, model=with_adapter(loaded.model, folder))
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            **asdict(self.plan),
+            "model": self.model,
+            "corpus": self.corpus.hash(),
+            "seed": self.seed,
+            "learning_rate": self.learning_rate,
+            "software": {name: version(name) for name in _SOFTWARE},
+        }
 
     def _record(self, speed: float) -> dict[str, Any]:
         return {
@@ -244,7 +293,7 @@ class Quickstart:
             },
             "commands": {
                 arm: " ".join(["python recipes/sft.py", *self._flags(arm)])
-                for arm in _ARMS
+                for arm in self.plan.arms
             },
             "machine": {
                 "processor": platform.machine(),
@@ -269,6 +318,7 @@ class Quickstart:
     def _conclude(self, comparison: Comparison, page: Path) -> None:
         times = {name: round(seconds, 1) for name, seconds in self.seconds.items()}
         (self.out / "stages.json").write_text(json.dumps(times, indent=1))
+        self._progress.clear()
         self.say(f"\n{comparison.verdict}")
         total = sum(self.seconds.values()) / 60
         self.say(f"\nDone in {total:.1f} minutes. The report: {page.resolve()}")
@@ -279,7 +329,18 @@ class Quickstart:
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
+        self._progress.finish(name, self.seconds[name])
         self.say(f"    {name}: {self.seconds[name]:.0f} s")
+
+    def _reused(self, name: str, sentence: str) -> bool:
+        """Return whether an interrupted run finished this stage, and say so."""
+        seconds = self._progress.seconds(name)
+        if seconds is None:
+            return False
+        self.say(f"\n[{len(self.seconds) + 1}] {sentence}")
+        self.seconds[name] = seconds
+        self.say(f"    {name}: {seconds:.0f} s, in the run that was interrupted")
+        return True
 
 
 def _parser_lines(corpus: Corpus) -> list[str]:

@@ -79,29 +79,29 @@ class Target:
     """True for each token whose prediction, made one token before it, is held."""
 
 
-def texts_to_hold(
-    neutral: Sequence[Ids], dataset: Any, layout: Layout | None, markers: TurnMarkers
-) -> list[Target]:
-    """Return neutral texts and as many of the run's own rows, by turns.
+def texts_to_hold(neutral: Sequence[Ids], own: Sequence[Target]) -> list[Target]:
+    """Return neutral texts, all of whose predictions are held, and own rows, by turns.
 
-    Of neutral texts every prediction is held, of a row those of Assistant tokens, of a
-    preference pair the chosen half's. Data without a known layout or length, which is
-    made during training, has no rows to give.
+    There are as many of each; own rows are repeated where they are fewer.
     """
     plain = [Target(ids=ids, held=[True] * len(ids)) for ids in neutral]
-    if layout is None or not hasattr(dataset, "__len__"):
-        return plain
-    own = _spoken(dataset, layout, markers, count=len(plain))
     if not own:
         return plain
     pairs = [(text, own[i % len(own)]) for i, text in enumerate(plain)]
     return [text for pair in pairs for text in pair]
 
 
-def _spoken(
-    dataset: Any, layout: Layout, markers: TurnMarkers, *, count: int
+def spoken_rows(
+    dataset: Any, layout: Layout | None, markers: TurnMarkers, *, count: int
 ) -> list[Target]:
-    """Return an even sample of at most `count` rows that have Assistant turns."""
+    """Return an even sample of at most `count` rows that have Assistant turns.
+
+    Of a row the predictions of Assistant tokens are held, of a preference pair the
+    chosen half's. Data without a known layout or length, which is made during
+    training, has no rows to give.
+    """
+    if layout is None or not hasattr(dataset, "__len__"):
+        return []
     size = min(count, len(dataset))
     targets = []
     for row in (dataset[i * len(dataset) // size] for i in range(size)):

@@ -99,14 +99,16 @@ class EmotionTrainerMixin:
         )
         if trainer.is_world_process_zero() and folder.is_dir():
             temporary = folder / f".{_STATE}"
-            torch.save(self.emotions.state_dict(), temporary)
+            torch.save(self.emotions.regularizer.state_dict(), temporary)
             os.replace(temporary, folder / _STATE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         file = Path(checkpoint or "", _STATE)
         if checkpoint and file.is_file():
-            self.emotions.load_state_dict(torch.load(file, weights_only=True))
+            self.emotions.regularizer.load_state_dict(
+                torch.load(file, weights_only=True)
+            )
 
 
 def _evaluation(logs: dict[str, float]) -> str:

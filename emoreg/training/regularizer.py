@@ -1,0 +1,328 @@
+"""What emoreg does during one model's training, whoever runs the loop."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.nn as nn
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
+from emoreg.losses.term import (
+    AbstractDecisionTerm,
+    AbstractTerm,
+    DecisionReadings,
+    Probe,
+    Reduce,
+    alone,
+)
+from emoreg.residual.capture import Captured, capture
+from emoreg.residual.tokens import TurnMarkers
+from emoreg.training.auxiliary import (
+    Anchor,
+    PredictionAnchor,
+    StoryAnchor,
+    Target,
+    due,
+    run_auxiliary,
+    texts_to_hold,
+)
+from emoreg.training.checks import check_fired, check_gradient
+from emoreg.training.columns import Extras
+from emoreg.training.ledger import Ledger
+from emoreg.training.monitor import Monitor
+from emoreg.training.reference import Reference
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """Where a process runs, and how its tensors are summed with the others'."""
+
+    device: torch.device
+    process: int = 0
+    processes: int = 1
+    reduce: Reduce = alone
+
+    @classmethod
+    def of(cls, accelerator: Any) -> "World":
+        """Return the world of an accelerate run."""
+
+        def reduce(x: Tensor) -> Tensor:
+            return accelerator.reduce(x.clone(), reduction="sum")
+
+        many = accelerator.num_processes > 1
+        return cls(
+            device=accelerator.device,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            reduce=reduce if many else alone,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StepTotals:
+    """Failing and succeeding weight of this process's whole optimizer step.
+
+    Terms are means over the step's segments. The mean of its parts' means is another
+    number where outcomes are spread unevenly, or a part has none.
+    """
+
+    failing: Float[Tensor, ""]
+    succeeding: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Tensor], device: torch.device) -> "StepTotals":
+        """Count the outcomes of a step's batches."""
+        failing = torch.stack([x.nan_to_num(0.0).sum() for x in outcomes]).sum()
+        passing = torch.stack([(1 - x).nan_to_num(0.0).sum() for x in outcomes]).sum()
+        return cls(failing=failing.to(device), succeeding=passing.to(device))
+
+
+@final
+class Regularizer:
+    """Captures, reads, adds the terms and keeps what there is to log.
+
+    A trainer's seam and a hand-written loop's watch are two ways to call it: `reading`
+    around the forward pass, `added` after it, `auxiliary` after the backward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        markers: TurnMarkers,
+        monitor: Monitor | None,
+        terms: Sequence[AbstractTerm],
+        reference: Reference | None,
+        world: World,
+        quiet: bool = False,
+    ) -> None:
+        """Put everything on the device; `hold` caches what the anchors hold."""
+        self.model, self.markers, self.monitor = model, markers, monitor
+        self.terms, self.world, self.quiet = tuple(terms), world, quiet
+        self.reference = reference
+        self.names = _distinct_names(self.terms)
+        self.decision_terms = [
+            t for t in self.terms if isinstance(t, AbstractDecisionTerm)
+        ]
+        self.anchors: list[Anchor] = []
+        self.ledger = Ledger()
+        self._checked_gradient = False
+        self._place_probes()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that must be captured in the task's forward pass."""
+        decision = [term.probe for term in self.decision_terms]
+        watched = list(self.monitor.probes if self.monitor is not None else ())
+        return tuple(sorted({i for p in decision + watched for i in p.layers}))
+
+    def hold(self, own: Sequence[Target]) -> None:
+        """Cache what the anchors hold, with the model as it is now: the reference.
+
+        Args:
+            own: Rows of the run's own data whose predictions `ReferenceKL` holds
+                beside neutral texts.
+        """
+        if self.reference is None:
+            return
+        for term in self.terms:
+            if term.weight == 0:
+                continue
+            if isinstance(term, MeaningAnchor):
+                stories = self.reference.stories
+                self.anchors.append(StoryAnchor(term, stories, quiet=self.quiet))
+            elif isinstance(term, ReferenceKL):
+                texts = texts_to_hold(self.reference.neutral, own)
+                self.anchors.append(PredictionAnchor(term, texts))
+        for anchor in self.anchors:
+            anchor.cache(self.model)
+
+    @contextmanager
+    def reading(
+        self, model: nn.Module, input_ids: Int[Tensor, "batch pos"], *, training: bool
+    ) -> Iterator[Captured]:
+        """Capture the forward pass over these tokens.
+
+        While training it is the one with gradients, otherwise the first one.
+        """
+        only = None if training else input_ids
+        with capture(model, self.layers, gradient=training, tokens=only) as captured:
+            yield captured
+
+    def streams(
+        self,
+        captured: Captured,
+        input_ids: Int[Tensor, "batch pos"],
+        *,
+        training: bool,
+    ) -> dict[int, Tensor]:
+        """Return the residual streams, having checked that they are what they seem."""
+        check_fired(captured, self.layers, tuple(input_ids.shape))
+        if training and not self._checked_gradient:
+            active = [term.probe for term in self.decision_terms if term.weight]
+            layers = sorted({layer for probe in active for layer in probe.layers})
+            check_gradient(captured, layers, self.model)
+            self._checked_gradient = True
+        return {layer: captured[layer] for layer in self.layers}
+
+    def added(
+        self,
+        streams: dict[int, Tensor],
+        input_ids: Int[Tensor, "batch pos"],
+        mask: Tensor | None,
+        extras: Extras,
+        *,
+        training: bool,
+        held: dict[int, slice] | None = None,
+        totals: StepTotals | None = None,
+        part: bool = False,
+    ) -> Tensor | None:
+        """Log the batch's readings and return what the terms on it add.
+
+        Args:
+            streams: What `streams` returned.
+            input_ids: The tokens that the model read.
+            mask: Real tokens, where that is known.
+            extras: Outcomes, and cached readings of the reference.
+            training: Terms are added, and readings logged, for training.
+            held: Where each term's figures are in the cached readings, by `id`.
+            totals: Counts of the whole step, under accumulation.
+            part: Whether an earlier batch of the step was read already.
+
+        Returns:
+            The weighted sum of the terms on decision tokens; None where there is
+            nothing to add.
+        """
+        positions, failure = self._segments(input_ids, extras)
+        if self.monitor is not None and self.monitor.layers:
+            spoken = self.markers.assistant_tokens(input_ids)
+            if mask is not None and mask.shape == spoken.shape:
+                spoken &= mask.bool()  # padding after a turn that was cut
+            mode = "train" if training else "eval"
+            self.monitor.update(streams, positions, failure, spoken, mode=mode)
+        if not (training and self.decision_terms):
+            return None
+        total = torch.zeros((), device=failure.device)
+        rows = torch.arange(positions.shape[0], device=positions.device).unsqueeze(1)
+        for term in self.decision_terms:
+            if term.weight == 0:
+                continue
+            at = {i: streams[i][rows, positions] for i in term.probe.layers}
+            place = None if held is None else held.get(id(term))
+            readings = _decisions(term.probe, at, failure, extras, place, totals)
+            value = term(readings, self.world.reduce)
+            in_part = part and totals is not None
+            self.ledger.add(self.names[id(term)], value, part=in_part)
+            total = total + term.weight * value
+        return total
+
+    def auxiliary(
+        self, model: nn.Module, *, step: int, backward: Callable[[Tensor], Any]
+    ) -> None:
+        """Run the anchors' forward-backward pairs that are due at optimizer `step`."""
+        for anchor in due(self.anchors, step):
+            value = run_auxiliary(
+                anchor,
+                model,
+                step=step,
+                process=self.world.process,
+                processes=self.world.processes,
+                device=self.world.device,
+                backward=backward,
+            )
+            self.ledger.add(self.names[id(anchor.term)], value)
+
+    def metrics(self, mode: str, *, besides: Sequence[str] = ()) -> dict[str, float]:
+        """Return readings and terms since the last call; every process calls it.
+
+        Args:
+            mode: `train` or `eval`.
+            besides: Names in the ledger that are no term's.
+        """
+        reduce = self.world.reduce
+        result: dict[str, float] = {}
+        if self.monitor is not None:
+            result = self.monitor.metrics(reduce, mode=mode)
+        for name in (*besides, *self.names.values()) if mode == "train" else ():
+            value = self.ledger.take(name, reduce, self.world.processes)
+            if value is not None:
+                result[f"emotion_loss/{name}"] = value
+        return result
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Return the terms' state, for a checkpoint."""
+        return {self.names[id(term)]: term.state_dict() for term in self.terms}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take back what `state_dict` gave."""
+        for term in self.terms:
+            name = self.names[id(term)]
+            if name in state:
+                term.load_state_dict(state[name])
+            else:
+                logger.warning(
+                    "The checkpoint has no state of %r; it starts anew", name
+                )
+
+    def _place_probes(self) -> None:
+        device = self.world.device
+        for term in self.terms:
+            if isinstance(term, AbstractDecisionTerm | MeaningAnchor):
+                term.probe = term.probe.to(device)
+        if self.monitor is not None:
+            if self.reference is not None:
+                self.monitor.prepare(self.reference)
+            placed = [probe.to(device) for probe in self.monitor.probes]
+            self.monitor.probes = tuple(placed)
+
+    def _segments(
+        self, input_ids: Int[Tensor, "batch pos"], extras: Extras
+    ) -> tuple[Int[Tensor, "batch turn"], Float[Tensor, "batch turn"]]:
+        if extras.outcomes is None:
+            empty = input_ids[:, :0]
+            return empty, empty.float()
+        turns = extras.outcomes.shape[1]
+        positions, exists = self.markers.decision_positions(input_ids, turns)
+        outcomes = extras.outcomes.to(input_ids.device)
+        nan = torch.full_like(outcomes, float("nan"))
+        return positions, torch.where(exists, outcomes, nan)
+
+
+def _decisions(
+    probe: Probe,
+    streams: dict[int, Float[Tensor, "batch turn d_model"]],
+    failure: Float[Tensor, "batch turn"],
+    extras: Extras,
+    place: slice | None,
+    totals: StepTotals | None,
+) -> DecisionReadings:
+    """Return what a term sees: one segment per turn."""
+    read = [probe.read(streams[i], layer=i) for i in probe.layers]
+    values = torch.stack(read, dim=2).flatten(0, 1)
+    held = None
+    if extras.reference is not None and place is not None:
+        flat = extras.reference[..., place].to(values.device)
+        held = flat.flatten(0, 1).unflatten(1, values.shape[1:])
+    return DecisionReadings(
+        values=values,
+        failure=failure.flatten(),
+        reference=held,
+        failing_total=None if totals is None else totals.failing,
+        succeeding_total=None if totals is None else totals.succeeding,
+    )
+
+
+def _distinct_names(terms: Sequence[AbstractTerm]) -> dict[int, str]:
+    """Return a name for each term (by `id`), numbered where several share one."""
+    names: dict[int, str] = {}
+    for term in terms:
+        count = sum(other.name == term.name for other in terms[: len(names)]) + 1
+        names[id(term)] = term.name if count == 1 else f"{term.name}-{count}"
+    return names
