@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from emoreg.training.mixin import EmotionTrainerMixin
     from emoreg.training.monitor import Monitor
     from emoreg.training.reference import Reference, calibrate
+    from emoreg.training.watch import watch
     from emoreg.vectors.corpus import Corpus
     from emoreg.vectors.emotion_vectors import EmotionVectors
     from emoreg.vectors.extract import extract
@@ -61,6 +62,7 @@ __all__ = [
     "lora_config",
     "measure",
     "presets",
+    "watch",
 ]
 
 _HOMES = {
@@ -83,6 +85,7 @@ _HOMES = {
     "extract": "emoreg.vectors.extract",
     "lora_config": "emoreg.training.adapters",
     "measure": "emoreg.comparison.measure",
+    "watch": "emoreg.training.watch",
 }
 _MODULES = {"demo": "emoreg.demo", "presets": "emoreg.losses.presets"}
 

@@ -41,6 +41,9 @@ class Plan:
     """At most so many texts of each kind, and emotions, for the guard rails."""
     dev_gate: bool
     """Measure `dev` too, which decides where ratios may be given."""
+    keep: float = 0.0
+    """Share of the failure contrast that the terms leave where they act. All of it is
+    asked for: what held-out readers lose is about half of that (docs/log.md)."""
     arms: tuple[str, ...] = ("after", "control")
     """What is trained: with the terms, without any, with the anchors alone."""
 

@@ -239,6 +239,7 @@ class Quickstart:
             "vectors": self.out / "vectors.safetensors",
             "reference": self.out / "reference.safetensors",
             **_ARMS[arm][1],
+            "keep": self.plan.keep,
             "rounds": self.plan.train_rounds or 0,
             "twins": self.plan.train_twins or 0,
             "output_dir": self.out / f"adapter-{arm}",

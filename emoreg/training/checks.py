@@ -25,11 +25,10 @@ from emoreg.vectors.emotion_vectors import EmotionVectors
 
 
 def check_needs(
-    trainer: Any,
+    model: torch.nn.Module,
     *,
     vectors: EmotionVectors | None,
     terms: Sequence[AbstractTerm],
-    outcome: str | None,
     reference: Reference | None,
     roles: Roles,
 ) -> None:
@@ -39,30 +38,40 @@ def check_needs(
         ValueError: If vectors or terms are another model's, a term acts on what the
             audit judges by, or something is missing.
     """
-    width, depth = d_model(trainer.model), num_layers(trainer.model)
+    width, depth = d_model(model), num_layers(model)
     if vectors is not None:
         vectors.check_model(d_model=width, num_layers=depth)
     plan = LayerPlan.for_depth(depth) if reference is None else reference.plan
     _check_probes(terms, width, depth)
     _refuse_audit(terms, roles, plan)
-    decision = [term.name for term in terms if isinstance(term, AbstractDecisionTerm)]
-    if decision and outcome is None:
-        raise ValueError(
-            "`outcome` must name the dataset column with failures, since "
-            f"{', '.join(decision)} acts on failing turns; got None. Pass "
-            "outcome='failed'"
-        )
     held = [t.name for t in terms if isinstance(t, MeaningAnchor | ReferenceKL)]
     if held and reference is None:
         raise ValueError(
             f"`reference` must be given for {held[0]}, whose passages it holds. Pass "
             "what `emoreg.calibrate` returned"
         )
-    head = getattr(unwrapped(trainer.model), "get_output_embeddings", lambda: None)()
+    head = getattr(unwrapped(model), "get_output_embeddings", lambda: None)()
     if head is None and any(isinstance(t, ReferenceKL) and t.weight for t in terms):
         raise ValueError(
             "kl needs a language-model head, whose predictions it holds; "
-            f"{type(unwrapped(trainer.model)).__name__} has none. Use weight 0"
+            f"{type(unwrapped(model)).__name__} has none. Use weight 0"
+        )
+
+
+def check_trainer(
+    trainer: Any, *, terms: Sequence[AbstractTerm], outcome: str | None
+) -> None:
+    """Refuse a trainer whose batches could not carry what the terms need.
+
+    Raises:
+        ValueError: If outcomes are not named, or would not reach the loss.
+    """
+    decision = [term.name for term in terms if isinstance(term, AbstractDecisionTerm)]
+    if decision and outcome is None:
+        raise ValueError(
+            "`outcome` must name the dataset column with failures, since "
+            f"{', '.join(decision)} acts on failing turns; got None. Pass "
+            "outcome='failed'"
         )
     if getattr(trainer.args, "packing", False):
         raise ValueError(

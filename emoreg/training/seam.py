@@ -8,7 +8,7 @@ import torch
 from emoreg.losses.term import AbstractTerm
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.training.auxiliary import spoken_rows
-from emoreg.training.checks import check_needs
+from emoreg.training.checks import check_needs, check_trainer
 from emoreg.training.columns import (
     OUTCOMES,
     REFERENCE,
@@ -59,13 +59,13 @@ class Seam:
         self._part = False
         markers = TurnMarkers.of(trainer.processing_class)
         check_needs(
-            trainer,
+            trainer.model,
             vectors=None if monitor is None else monitor.vectors,
             terms=terms,
-            outcome=outcome,
             reference=reference,
             roles=Corpus.packaged().roles() if roles is None else roles,
         )
+        check_trainer(trainer, terms=terms, outcome=outcome)
         self.regularizer = Regularizer(
             trainer.model,
             markers=markers,

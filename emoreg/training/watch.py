@@ -1,0 +1,259 @@
+"""Readings and terms in a loop that you wrote yourself."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, final
+
+import torch
+import torch.nn as nn
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from emoreg.losses.presets import Terms
+from emoreg.losses.term import AbstractTerm
+from emoreg.residual.capture import Captured, capture
+from emoreg.residual.layers import unwrapped
+from emoreg.residual.tokens import TurnMarkers
+from emoreg.training.checks import check_needs
+from emoreg.training.columns import Extras, check_turns, padded
+from emoreg.training.layouts import as_failures
+from emoreg.training.monitor import Monitor
+from emoreg.training.reference import Reference
+from emoreg.training.regularizer import Regularizer, World
+from emoreg.training.rollouts import tokens_of
+from emoreg.vectors.corpus import Corpus
+
+Failures = Float[Tensor, "batch turn"] | Sequence[Sequence[float | None]]
+
+
+@final
+class Watch:
+    """Hooks on a model for as long as the `with` block lasts; see `watch`."""
+
+    def __init__(
+        self, model: nn.Module, regularizer: Regularizer, accelerator: Any
+    ) -> None:
+        """Hold what `watch` made; the hooks are placed on entering."""
+        self._model, self._regularizer = model, regularizer
+        self._accelerator = accelerator
+        self._stack = ExitStack()
+        self._graded: Captured | None = None
+        self._latest: Captured | None = None
+        self._checked_turns = False
+        self._misplaced = torch.zeros((), device=regularizer.world.device)
+        self.step = 0
+        """Optimizer steps so far."""
+
+    def __enter__(self) -> "Watch":
+        """Place the hooks."""
+        inner, layers = unwrapped(self._model), self._regularizer.layers
+        self._graded = self._stack.enter_context(capture(inner, layers, gradient=True))
+        self._latest = self._stack.enter_context(capture(inner, layers))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the hooks away, also after an error."""
+        self._stack.close()
+        self._graded = self._latest = None
+
+    def terms(
+        self, batch: Mapping[str, Tensor], failed: Failures | None = None
+    ) -> Tensor:
+        """Read the forward pass that was just made, and return what to add to its loss.
+
+        Where gradients are enabled it is the latest pass with gradients, so that a
+        reference pass or a generation in between does no harm. Under `no_grad` it is
+        the latest of all; its readings are logged as evaluation and nothing is added.
+        The model's own mode does not matter: a loop that forgets `model.train()` still
+        has its terms.
+
+        Args:
+            batch: What the model was given: `input_ids`, and `attention_mask` if any.
+            failed: Failure per row and Assistant turn: what the feedback *before* the
+                turn reported. A list of numbers in [0, 1] and None for each row, or
+                one tensor, NaN where unknown or absent. None if nothing is known.
+
+        Returns:
+            The weighted terms of this batch, a scalar; 0 where there are none. Under
+            gradient accumulation it is scaled like a mean loss.
+
+        Raises:
+            RuntimeError: Outside the `with` block, or if there was no such pass since
+                the last call.
+            ValueError: If terms act on failing turns and `failed` is None, or outcomes
+                don't fit the Assistant turns.
+        """
+        training = torch.is_grad_enabled()
+        captured = self._graded if training else self._latest
+        if captured is None or self._latest is None or self._graded is None:
+            raise RuntimeError(
+                "`terms` must be called inside the `with` block, where the hooks are; "
+                "it was called outside. Put the training loop into it"
+            )
+        ids, mask = tokens_of(batch)
+        nothing = torch.zeros((), device=ids.device)
+        if not self._regularizer.layers:
+            return nothing
+        active = [t for t in self._regularizer.decision_terms if t.weight]
+        if training and active and failed is None:
+            raise ValueError(
+                f"`failed` must say which turns failed, since {active[0].name} acts on "
+                "them; got None. Give a list per row, None in it where unknown"
+            )
+        extras = Extras(outcomes=self._outcomes(ids, failed), reference=None)
+        streams = self._regularizer.streams(captured, ids, training=training)
+        self._graded.clear()
+        self._latest.clear()
+        added = self._regularizer.added(streams, ids, mask, extras, training=training)
+        return nothing if added is None else added
+
+    def after_backward(self) -> None:
+        """Run the anchors' own forward-backward pairs; call it before each `step()`.
+
+        Under gradient accumulation it does nothing until the last backward pass of a
+        step, if the accelerator counts them.
+        """
+        accelerator = self._accelerator
+        if accelerator is not None and not accelerator.sync_gradients:
+            return
+
+        def backward(loss: Tensor) -> None:
+            if accelerator is None:
+                loss.backward()
+            else:  # it divides by the parts of a step, and this is a whole one
+                accelerator.backward(loss * accelerator.gradient_accumulation_steps)
+
+        self._regularizer.auxiliary(self._model, step=self.step, backward=backward)
+        self.step += 1
+
+    def metrics(self, mode: str = "train") -> dict[str, float]:
+        """Return readings and terms since the last call, for your tracker.
+
+        Every process must call it. `mode` is `train` or `eval`.
+
+        Raises:
+            ValueError: If an outcome since then had no Assistant turn to belong to.
+        """
+        if float(self._misplaced) > 0:
+            raise ValueError(
+                "each outcome must belong to an Assistant turn of its row; "
+                f"{int(self._misplaced)} did not. A turn that was cut off, or a batch "
+                "in another order than its outcomes, does that"
+            )
+        return self._regularizer.metrics(mode)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the terms' state and the step, for a checkpoint.
+
+        `accelerator.register_for_checkpointing(watch)` calls it.
+        """
+        return {"step": self.step, "terms": self._regularizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.step = state["step"]
+        self._regularizer.load_state_dict(state["terms"])
+
+    def _outcomes(self, ids: Tensor, failed: Failures | None) -> Tensor | None:
+        if failed is None:
+            return None
+        markers = self._regularizer.markers
+        if not isinstance(failed, Tensor):
+            rows = [as_failures(list(row)) for row in failed]
+            if len(rows) != len(ids):
+                raise ValueError(
+                    "`failed` must hold a list for each row of the batch: it has "
+                    f"{len(rows)}, the batch {len(ids)}"
+                )
+            if not self._checked_turns:  # once: it waits for the device
+                for row, turns in enumerate(rows):
+                    check_turns(ids[row].tolist(), turns, markers, f"row {row}")
+                self._checked_turns = True
+            longest = max(map(len, rows), default=0)
+            full = [row + [math.nan] * (longest - len(row)) for row in rows]
+            failed = padded(map(torch.tensor, full), len(rows))
+        if failed.ndim != 2 or len(failed) != len(ids):
+            raise ValueError(
+                f"`failed` must have the shape (batch, turn) with {len(ids)} rows, got "
+                f"{tuple(failed.shape)}"
+            )
+        if failed.device.type == "cpu":
+            as_failures(failed.flatten())
+        failed = failed.to(ids.device)
+        _, exists = markers.decision_positions(ids, failed.shape[1])
+        self._misplaced = self._misplaced + (~exists & ~failed.isnan()).sum()
+        return failed
+
+
+def watch(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    monitor: Monitor | None = None,
+    terms: Terms | Sequence[AbstractTerm] = (),
+    reference: Reference | None = None,
+    accelerator: Any = None,
+    quiet: bool = False,
+) -> Watch:
+    """Put readings and terms into a hand-written training loop.
+
+        with emoreg.watch(model, tokenizer, monitor=monitor, terms=terms) as w:
+            for batch, failed in loader:
+                loss = model(**batch).loss + w.terms(batch, failed)
+                loss.backward()
+                w.after_backward()
+                optimizer.step()
+
+    Args:
+        model: The model, after `accelerator.prepare` if there is one.
+        tokenizer: Its tokenizer, whose chat template marks Assistant turns.
+        monitor: What to log; None logs nothing but the terms.
+        terms: What to add, for instance `emoreg.presets.decouple(...)`.
+        reference: Units and passages. None takes the terms' own.
+        accelerator: An `accelerate.Accelerator`, if the loop has one: its backward,
+            its processes, its accumulation.
+        quiet: No progress bars while passages are read.
+
+    Returns:
+        A context manager. The reference's readings of the anchors' passages are taken
+        here, so call it while the model is still the reference.
+
+    Raises:
+        ValueError: If vectors, terms and model don't fit, or a reference is missing.
+    """
+    if reference is None and isinstance(terms, Terms):
+        found = terms.reference
+        reference = found if isinstance(found, Reference) else None
+    if monitor is not None and reference is None:
+        raise ValueError(
+            "`reference` must be given with a monitor, whose units it holds; got None. "
+            "Pass what `emoreg.calibrate` returned"
+        )
+    given = isinstance(terms, Terms)
+    check_needs(
+        unwrapped(model),
+        vectors=None if monitor is None else monitor.vectors,
+        terms=tuple(terms),
+        reference=reference,
+        roles=terms.roles if given else Corpus.packaged().roles(),
+    )
+    device = next(model.parameters()).device
+    regularizer = Regularizer(
+        unwrapped(model),
+        markers=TurnMarkers.of(tokenizer),
+        monitor=monitor,
+        terms=tuple(terms),
+        reference=reference,
+        world=World(device=device) if accelerator is None else World.of(accelerator),
+        quiet=quiet,
+    )
+    regularizer.hold(())
+    return Watch(model, regularizer, accelerator)
