@@ -1,6 +1,7 @@
 """Finding the training recipes: in the checkout, or in the installed package."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +18,11 @@ def load_recipe(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(f"emoreg_recipe_{name}", path)
         if path.is_file() and spec is not None and spec.loader is not None:
             module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            sys.path.insert(0, str(folder))  # as Python does for a program
+            try:
+                spec.loader.exec_module(module)
+            finally:
+                sys.path.remove(str(folder))
             return module
     raise FileNotFoundError(
         f"the recipe {name}.py must lie beside the package or in it; found neither. "
