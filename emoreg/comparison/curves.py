@@ -188,7 +188,9 @@ def _heat_rows(
 
 def _is_curve(key: str) -> bool:
     named = key in ("loss", "eval_loss", "kl", "reward", "entropy")
-    return named or key.startswith(("emotion/", "emotion_loss/"))
+    means = ("/fail", "/pass", "/slope", "/assistant")
+    reading = key.startswith("emotion/") and key.endswith(means)
+    return named or reading or key.startswith("emotion_loss/")
 
 
 def _curve_rank(key: str) -> tuple[int, str]:
