@@ -28,10 +28,14 @@ if TYPE_CHECKING:
     from emoreg.losses.contrast import ContrastPenalty
     from emoreg.residual.capture import capture
     from emoreg.training.adapters import lora_config
+    from emoreg.training.alerts import Alert
     from emoreg.training.attach import attach
+    from emoreg.training.doctor import doctor
     from emoreg.training.mixin import EmotionTrainerMixin
     from emoreg.training.monitor import Monitor
+    from emoreg.training.probe_set import ProbeSet
     from emoreg.training.reference import Reference, calibrate
+    from emoreg.training.sources import Feedback, Reward
     from emoreg.training.watch import watch
     from emoreg.vectors.corpus import Corpus
     from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -41,23 +45,28 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alert",
     "BandPenalty",
     "Comparison",
     "ContrastPenalty",
     "Corpus",
     "EmotionTrainerMixin",
     "EmotionVectors",
+    "Feedback",
     "MeaningAnchor",
     "Monitor",
+    "ProbeSet",
     "Readings",
     "Reference",
     "ReferenceKL",
+    "Reward",
     "VectorFitter",
     "attach",
     "calibrate",
     "capture",
     "compare",
     "demo",
+    "doctor",
     "extract",
     "lora_config",
     "measure",
@@ -66,22 +75,27 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Alert": "emoreg.training.alerts",
     "BandPenalty": "emoreg.losses.band",
     "Comparison": "emoreg.comparison.compare",
     "ContrastPenalty": "emoreg.losses.contrast",
     "Corpus": "emoreg.vectors.corpus",
     "EmotionTrainerMixin": "emoreg.training.mixin",
     "EmotionVectors": "emoreg.vectors.emotion_vectors",
+    "Feedback": "emoreg.training.sources",
     "MeaningAnchor": "emoreg.losses.anchors",
     "Monitor": "emoreg.training.monitor",
+    "ProbeSet": "emoreg.training.probe_set",
     "Readings": "emoreg.comparison.readings",
     "Reference": "emoreg.training.reference",
     "ReferenceKL": "emoreg.losses.anchors",
+    "Reward": "emoreg.training.sources",
     "VectorFitter": "emoreg.vectors.fit",
     "attach": "emoreg.training.attach",
     "calibrate": "emoreg.training.reference",
     "capture": "emoreg.residual.capture",
     "compare": "emoreg.comparison.compare",
+    "doctor": "emoreg.training.doctor",
     "extract": "emoreg.vectors.extract",
     "lora_config": "emoreg.training.adapters",
     "measure": "emoreg.comparison.measure",

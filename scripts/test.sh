@@ -6,6 +6,14 @@ cd "$(dirname "$0")/.."
 EXTRAS="train,report,demo,dev,wandb,trackio,tensorboard"
 source scripts/setup_env.sh
 
+# Its ZeRO-3 is tried in two processes on the CPU, for which nothing is compiled here.
+if ! "$VENV_PYTHON" -m pip show -qq deepspeed 2>/dev/null; then
+  echo "Installing DeepSpeed for the two-process tests..."
+  DS_BUILD_OPS=0 DS_ACCELERATOR=cpu pip_install --no-build-isolation \
+    "$(grep -E '^deepspeed==' constraints.txt)" ||
+    echo "DeepSpeed could not be installed: its tests are skipped" >&2
+fi
+
 failed=()
 check() {
   local name="$1"

@@ -462,7 +462,7 @@ def main(folder: Path, name: str) -> None:
     for term in terms:
         if isinstance(term, MeaningAnchor | ReferenceKL):
             # All passages each time, so that the number of processes is no matter.
-            term.every, term.passages = 2, 4
+            term.every, term.passages = 2, 8
     trainer: Any = attach(
         make_sft(
             AutoModelForCausalLM.from_pretrained(folder / "model"),

@@ -22,27 +22,33 @@ HEAVY = (
     "trl",
 )
 PUBLIC = {
+    "Alert",
     "BandPenalty",
     "Comparison",
     "ContrastPenalty",
     "Corpus",
     "EmotionTrainerMixin",
     "EmotionVectors",
+    "Feedback",
     "MeaningAnchor",
     "Monitor",
+    "ProbeSet",
     "Readings",
     "Reference",
     "ReferenceKL",
+    "Reward",
     "VectorFitter",
     "attach",
     "calibrate",
     "capture",
     "compare",
     "demo",
+    "doctor",
     "extract",
     "lora_config",
     "measure",
     "presets",
+    "watch",
 }
 MODULES = {"demo", "presets"}
 

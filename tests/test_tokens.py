@@ -312,3 +312,25 @@ def test_real_tokens_are_counted_on_either_side(start: int) -> None:
         marked = real_tokens_from(torch.tensor(rows), start)
         assert marked.tolist() == wanted
         assert marked.sum(1).tolist() == [max(n - start + 1, 0) for n in lengths]
+
+
+def test_a_cut_turn_ends_where_the_next_document_begins(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Packed rows: without the borders, a user's words would count as Assistant's."""
+    markers = TurnMarkers.of(tokenizer)
+    turns = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "ok"},
+    ]
+    whole = conversation_ids(tokenizer, turns)
+    close = len(markers.closing) + 1  # and a line's end after it
+    cut = whole[:-close]
+    row = torch.tensor([cut + whole])
+    starts = torch.zeros_like(row, dtype=torch.bool)
+    starts[0, [0, len(cut)]] = True
+    alone = [
+        int(markers.assistant_tokens(torch.tensor([ids])).sum()) for ids in (cut, whole)
+    ]
+    assert int(markers.assistant_tokens(row, starts).sum()) == sum(alone)
+    assert int(markers.assistant_tokens(row).sum()) > sum(alone)  # control

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import seam_cases as cases
 import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
+from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from emoreg.losses.term import DecisionReadings
@@ -31,7 +33,8 @@ def batches(
     tmp_path: Path,
 ) -> list[tuple[dict[str, torch.Tensor], list[list[float | None]]]]:
     """The batches of the plain trainer, in the order of its files."""
-    rows = list(map(dict, cases.make_plain(model(), tokenizer, tmp_path).train_dataset))
+    trainer: Any = cases.make_plain(model(), tokenizer, tmp_path)
+    rows = list(map(dict, trainer.train_dataset))
     return [
         (
             cases.collate(rows[i : i + SIZE]),
@@ -380,3 +383,12 @@ def test_a_monitor_needs_units(
 ) -> None:
     with pytest.raises(ValueError, match="`reference` must be given"):
         watch(model(), tokenizer, monitor=Monitor(vectors))
+
+
+def test_deepspeed_is_refused_in_a_loop(
+    model: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Its `backward` also steps; as accelerate names it, which runs on its launcher."""
+    kind = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match="must not run under DeepSpeed"):
+        watch(model(), tokenizer, accelerator=kind)

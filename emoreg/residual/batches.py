@@ -70,7 +70,9 @@ def read_stream(
 
     Raises:
         FloatingPointError: If an activation is NaN or infinite (layer and row said).
+        RuntimeError: If the weights are spread over processes.
     """
+    _check_whole(model)
     wanted = checked_layers(layers, num_layers(model))
     decoder, device = backbone(model), next(model.parameters()).device
     was_training = model.training
@@ -101,6 +103,21 @@ def _on(batch: Batch, device: torch.device) -> Batch:
         input_ids=batch.input_ids.to(device),
         attention_mask=batch.attention_mask.to(device),
     )
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Refuse sharded weights: a pass that ends early would leave some gathered."""
+    sharded = any(hasattr(p, "ds_id") and p.numel() == 0 for p in model.parameters())
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        sharded |= any(isinstance(module, FSDPModule) for module in model.modules())
+    if sharded:
+        raise RuntimeError(
+            "the model must hold its weights whole to be read; ZeRO-3 or FSDP has "
+            "sharded them. Read it before training starts, or save it and read it in "
+            "a process of its own (`emoreg measure --adapter`)"
+        )
 
 
 def _check_finite(batch: Batch, captured: Captured, layers: Sequence[int]) -> None:

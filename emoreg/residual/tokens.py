@@ -80,13 +80,20 @@ class TurnMarkers:
         return found
 
     def assistant_tokens(
-        self, input_ids: Int[Tensor, "batch pos"]
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        starts: Bool[Tensor, "batch pos"] | None = None,
     ) -> Bool[Tensor, "batch pos"]:
-        """Mark the tokens of Assistant turns, without the prompt and the close."""
+        """Mark the tokens of Assistant turns, without the prompt and the close.
+
+        `starts` marks where documents begin in a row that holds several: a turn that
+        was cut off ends there.
+        """
         decision = self.decision_tokens(input_ids)
         matches = _matches(input_ids, self.closing)
         closes = torch.zeros_like(decision)
         closes[:, : matches.shape[1]] = matches
+        closes = closes if starts is None else closes | starts
         position = torch.arange(input_ids.shape[1], device=input_ids.device)
         before = torch.full_like(input_ids, -1)
         opened_at = torch.where(decision, position, before).cummax(1).values

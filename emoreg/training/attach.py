@@ -8,6 +8,7 @@ from emoreg.losses.term import AbstractTerm
 from emoreg.training.mixin import EmotionTrainerMixin, make_seam
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
+from emoreg.training.sources import Source
 
 TrainerT = TypeVar("TrainerT")
 
@@ -17,7 +18,7 @@ def attach(
     *,
     monitor: Monitor | None = None,
     terms: Terms | Sequence[AbstractTerm] = (),
-    outcome: str | None = None,
+    outcome: Source | None = None,
     reference: Reference | None = None,
 ) -> TrainerT:
     """Put emotion readings and loss terms into `trainer`, before `trainer.train()`.
@@ -29,7 +30,9 @@ def attach(
         trainer: A `transformers.Trainer` or a subclass, such as TRL's `SFTTrainer`.
         monitor: What to log; None logs nothing but the terms.
         terms: What to add to the loss, for instance `emoreg.presets.decouple(...)`.
-        outcome: Dataset column with one failure per Assistant turn.
+        outcome: Dataset column with one failure per Assistant turn; or
+            `emoreg.Feedback()`, which reads them from user and tool turns; or, where
+            the trainer generates, `emoreg.Reward(...)`.
         reference: Units, success level and passages. None takes the terms' own, or
             calibrates on the packaged training transcripts, and says so.
 

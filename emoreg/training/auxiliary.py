@@ -1,5 +1,6 @@
 """Passages beside the task: fixed texts whose readings and predictions are anchored."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -18,6 +19,7 @@ from emoreg.losses.anchors import (
 from emoreg.losses.term import PassageReadings, Probe
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured, capture
+from emoreg.residual.layers import unwrapped
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.training.layouts import Layout
 
@@ -97,15 +99,15 @@ def spoken_rows(
     """Return an even sample of at most `count` rows that have Assistant turns.
 
     Of a row the predictions of Assistant tokens are held, of a preference pair the
-    chosen half's. Data without a known layout or length, which is made during
-    training, has no rows to give.
+    chosen half's, of a packed row its first document's. Data without a known layout or
+    length, which is made during training, has no rows to give.
     """
     if layout is None or not hasattr(dataset, "__len__"):
         return []
     size = min(count, len(dataset))
     targets = []
     for row in (dataset[i * len(dataset) // size] for i in range(size)):
-        ids = layout.ids(row)[0][:_MAX_ROW_TOKENS]
+        ids = layout.documents(row)[0][0][:_MAX_ROW_TOKENS]
         spoken = markers.assistant_tokens(torch.tensor([ids]))[0]
         if spoken[1:].any():
             targets.append(Target(ids=ids, held=spoken.tolist()))
@@ -212,6 +214,21 @@ def run_auxiliary(
         )
     backward(anchor.term.weight * value)
     return value.detach()
+
+
+def share_head(model: nn.Module) -> None:
+    """Tell ZeRO-3 that the whole model uses the language-model head's weights.
+
+    TRL's task forward takes them out of the head and never calls it; an auxiliary
+    forward calls it. ZeRO-3 foresees each forward from the one before, so without
+    this it gives a trained head's weights back before their gradient is there.
+    """
+    inner: Any = unwrapped(model)
+    head = inner.get_output_embeddings()
+    trained = [] if head is None else [p for p in head.parameters() if p.requires_grad]
+    for parameter in trained:
+        if hasattr(parameter, "ds_id"):  # DeepSpeed, which is loaded then, put it there
+            sys.modules["deepspeed"].zero.register_external_parameter(inner, parameter)
 
 
 def _read_all(

@@ -59,7 +59,7 @@ def check_needs(
 
 
 def check_trainer(
-    trainer: Any, *, terms: Sequence[AbstractTerm], outcome: str | None
+    trainer: Any, *, terms: Sequence[AbstractTerm], outcome: object | None
 ) -> None:
     """Refuse a trainer whose batches could not carry what the terms need.
 
@@ -71,12 +71,77 @@ def check_trainer(
         raise ValueError(
             "`outcome` must name the dataset column with failures, since "
             f"{', '.join(decision)} acts on failing turns; got None. Pass "
-            "outcome='failed'"
+            "outcome='failed', or `emoreg.Feedback()` to have feedback read"
         )
-    if getattr(trainer.args, "packing", False):
+    args = trainer.args
+    packs = getattr(args, "packing", False)
+    if packs and getattr(args, "packing_strategy", "bfd") == "wrapped":
         raise ValueError(
-            "the trainer must not pack its data: packing drops the outcome column "
-            "and decision tokens can't be matched to outcomes. Use packing=False"
+            "packed rows must hold whole documents, or turns are cut apart and see one "
+            "another; `packing_strategy='wrapped'` cuts anywhere. Use 'bfd'"
+        )
+    if packs and isinstance(outcome, str):
+        raise ValueError(
+            f"the trainer must not pack its data: packing drops the outcome column "
+            f"{outcome!r}. Have outcomes read from the text, with "
+            "`outcome=emoreg.Feedback()`, or use `packing=False`"
+        )
+
+
+def check_launch(trainer: Any, *, probed: bool) -> None:
+    """Refuse a way of sharding under which the model could not be read.
+
+    Args:
+        trainer: A trainer that has not trained.
+        probed: Whether a probe set is to be read while it trains.
+
+    Raises:
+        ValueError: Under FSDP of version 1, where only the first process has loaded
+            the weights, or where DeepSpeed has sharded them for training already; a
+            probe set where weights will be sharded.
+    """
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    sharded = trainer.is_fsdp_enabled or getattr(plugin, "zero_stage", 0) == 3
+    if probed and sharded:
+        raise ValueError(
+            "a probe set is read with whole weights, which ZeRO-3 and FSDP spread over "
+            "processes; leave `probe_set` out, or use ZeRO-2 or data parallel"
+        )
+    if trainer.is_deepspeed_enabled and trainer.deepspeed is not None:
+        raise ValueError(
+            "emoreg must be attached before the first `trainer.train()` under "
+            "DeepSpeed, since the reference is read with whole weights; here they are "
+            "sharded. Build a new trainer and attach before it trains"
+        )
+    if not trainer.is_fsdp_enabled:
+        return
+    plugin = trainer.accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            f"FSDP must be of version 2, got {plugin.fsdp_version}, which flattens "
+            "weights into one and hides which of them are trained. Set fsdp_version: "
+            "2, as recipes/accelerate/fsdp2.yaml does"
+        )
+    if plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            "every process must load the weights, since each reads the reference with "
+            "them; with `fsdp_cpu_ram_efficient_loading` only the first does. Set it "
+            "to false"
+        )
+
+
+def check_loop(accelerator: Any) -> None:
+    """Refuse a loop whose anchors would step the optimizer by themselves.
+
+    Raises:
+        ValueError: Under DeepSpeed, whose `backward` makes the step too.
+    """
+    kind = str(getattr(accelerator, "distributed_type", "")).rsplit(".", 1)[-1]
+    if kind == "DEEPSPEED":
+        raise ValueError(
+            "a loop of your own must not run under DeepSpeed, where each `backward` "
+            "may step the optimizer, so anchors would step it a second time. Use a "
+            "trainer with `emoreg.attach`, or data parallel"
         )
 
 

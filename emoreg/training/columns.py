@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from emoreg.residual.tokens import TurnMarkers
@@ -24,6 +24,8 @@ class Extras:
     """Failure per Assistant turn; NaN where unknown or absent."""
     reference: Float[Tensor, "batch turn figure"] | None
     """Cached readings of the reference model, flattened over layers and emotions."""
+    starts: Bool[Tensor, "batch pos"] | None = None
+    """Where documents begin in rows that hold several."""
 
 
 def take_extras(inputs: dict[str, Any]) -> Extras:
@@ -33,7 +35,12 @@ def take_extras(inputs: dict[str, Any]) -> Extras:
     whole.
     """
     take = inputs.pop if "input_ids" in inputs else inputs.get
-    return Extras(outcomes=take(OUTCOMES, None), reference=take(REFERENCE, None))
+    position = inputs.get("position_ids")
+    return Extras(
+        outcomes=take(OUTCOMES, None),
+        reference=take(REFERENCE, None),
+        starts=None if position is None else position == 0,
+    )
 
 
 @final
@@ -87,8 +94,8 @@ def check_column(dataset: Any, column: str) -> None:
     names = list(getattr(dataset, "column_names", None) or [])
     if column not in names:
         hint = (
-            " The dataset is packed, which drops columns: build the trainer with "
-            "`packing=False`"
+            " The dataset is packed, which drops columns: have outcomes read from the "
+            "text, with `outcome=emoreg.Feedback()`, or use `packing=False`"
             if "seq_lengths" in names
             else f" Add a column {column!r} with one number per Assistant turn "
             "(1 failed, 0 passed, None unknown)"

@@ -6,6 +6,7 @@ of the second. Outcomes and cached readings must follow.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Final, final
 
 from torch import Tensor
@@ -77,6 +78,21 @@ class Layout:
         if self.keep_end:
             return [ids[-self.max_length :] for ids in whole]
         return [ids[: self.max_length] for ids in whole]
+
+    def documents(self, row: Row) -> list[list[list[int]]]:
+        """Return the documents of each sequence: several where rows are packed.
+
+        No document sees another: attention ends at its borders, and so does what a turn
+        can know.
+        """
+        whole, lengths = self.ids(row), row.get("seq_lengths")
+        if lengths is None:
+            return [[ids] for ids in whole]
+        ends = list(accumulate(lengths))
+        return [
+            [ids[end - size : end] for end, size in zip(ends, lengths, strict=True)]
+            for ids in whole
+        ]
 
     def outcomes(self, value: Any) -> list[list[float]]:
         """Return the outcomes of each sequence's Assistant turns, NaN for unknown.

@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ import torch
 
 from emoreg.losses.presets import Terms
 from emoreg.losses.term import AbstractTerm
+from emoreg.training.checks import check_launch
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference, calibrate
+from emoreg.training.regularizer import reference_of, roles_of
 from emoreg.training.seam import Seam
+from emoreg.training.sources import Source
 from emoreg.vectors.corpus import Corpus
 
 _STATE = "emoreg_terms.pt"
@@ -34,7 +39,7 @@ class EmotionTrainerMixin:
         *args: Any,
         monitor: Monitor | None = None,
         terms: Terms | Sequence[AbstractTerm] = (),
-        outcome: str | None = None,
+        outcome: Source | None = None,
         reference: Reference | None = None,
         **kwargs: Any,
     ) -> None:
@@ -68,13 +73,20 @@ class EmotionTrainerMixin:
         self.emotions.carry(inputs, rollouts)
         return rollouts
 
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
+        """Score rollouts, and keep the rewards until the outcomes are made of them."""
+        rewards = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
+        self.emotions.rewards = rewards
+        return rewards
+
     def training_step(
         self,
         model: torch.nn.Module,
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Run the trainer's step, then the auxiliary batches that are due."""
+        """Run the trainer's step, and the auxiliary batches that are due."""
+        self.emotions.before_backward(model)
         loss = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
         self.emotions.after_backward(model)
         return loss
@@ -128,25 +140,48 @@ def make_seam(
     *,
     monitor: Monitor | None,
     terms: Terms | Sequence[AbstractTerm],
-    outcome: str | None,
+    outcome: Source | None,
     reference: Reference | None,
 ) -> Seam:
     """Return the seam of `trainer`, with the reference that its terms came with."""
-    given = tuple(terms)
-    if reference is None and isinstance(terms, Terms):
-        found = terms.reference
-        reference = found if isinstance(found, Reference) else None
-    if reference is None and monitor is not None:
-        reference = _calibrated(trainer, monitor)
-    return Seam(
-        trainer,
-        monitor=monitor,
-        terms=given,
-        outcome=outcome,
-        reference=reference,
-        roles=terms.roles if isinstance(terms, Terms) else None,
-        quiet=bool(trainer.args.disable_tqdm),
-    )
+    reference = reference_of(terms) if reference is None else reference
+    probed = monitor is not None and monitor.probe_set is not None
+    check_launch(trainer, probed=probed)
+    with _whole(trainer):
+        if reference is None and monitor is not None:
+            reference = _calibrated(trainer, monitor)
+        return Seam(
+            trainer,
+            monitor=monitor,
+            terms=tuple(terms),
+            outcome=outcome,
+            reference=reference,
+            roles=roles_of(terms),
+            quiet=bool(trainer.args.disable_tqdm),
+        )
+
+
+@contextmanager
+def _whole(trainer: Any) -> Iterator[None]:
+    """Hold the weights whole, where the training will be, while the model is read.
+
+    A model that `train()` is going to shard is on the CPU until then, or was sharded
+    as it was loaded (`zero3_init_flag`) and can't run.
+    """
+    model, parameters = trainer.model, list(trainer.model.parameters())
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+        # DeepSpeed, which is loaded then, has left its mark on the parameters.
+        with sys.modules["deepspeed"].zero.GatheredParameters(parameters):
+            yield
+    elif trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        before = parameters[0].device
+        model.to(trainer.accelerator.device)
+        try:
+            yield
+        finally:
+            model.to(before)
+    else:
+        yield
 
 
 def _calibrated(trainer: Any, monitor: Monitor) -> Reference:

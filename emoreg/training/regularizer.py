@@ -3,25 +3,25 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 import torch.nn as nn
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
+from emoreg.losses.presets import Terms
 from emoreg.losses.term import (
     AbstractDecisionTerm,
     AbstractTerm,
     DecisionReadings,
     Probe,
-    Reduce,
-    alone,
 )
 from emoreg.residual.capture import Captured, capture
 from emoreg.residual.tokens import TurnMarkers
+from emoreg.training.alerts import Alarm
 from emoreg.training.auxiliary import (
     Anchor,
     PredictionAnchor,
@@ -36,52 +36,13 @@ from emoreg.training.columns import Extras
 from emoreg.training.ledger import Ledger
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
+from emoreg.training.world import StepTotals, World
+from emoreg.vectors.corpus import Corpus, Roles
+
+_MONITOR = "readings"
+"""Where the monitor's state is among that of the terms."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class World:
-    """Where a process runs, and how its tensors are summed with the others'."""
-
-    device: torch.device
-    process: int = 0
-    processes: int = 1
-    reduce: Reduce = alone
-
-    @classmethod
-    def of(cls, accelerator: Any) -> "World":
-        """Return the world of an accelerate run."""
-
-        def reduce(x: Tensor) -> Tensor:
-            return accelerator.reduce(x.clone(), reduction="sum")
-
-        many = accelerator.num_processes > 1
-        return cls(
-            device=accelerator.device,
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-            reduce=reduce if many else alone,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class StepTotals:
-    """Failing and succeeding weight of this process's whole optimizer step.
-
-    Terms are means over the step's segments. The mean of its parts' means is another
-    number where outcomes are spread unevenly, or a part has none.
-    """
-
-    failing: Float[Tensor, ""]
-    succeeding: Float[Tensor, ""]
-
-    @classmethod
-    def of(cls, outcomes: Sequence[Tensor], device: torch.device) -> "StepTotals":
-        """Count the outcomes of a step's batches."""
-        failing = torch.stack([x.nan_to_num(0.0).sum() for x in outcomes]).sum()
-        passing = torch.stack([(1 - x).nan_to_num(0.0).sum() for x in outcomes]).sum()
-        return cls(failing=failing.to(device), succeeding=passing.to(device))
 
 
 @final
@@ -96,7 +57,7 @@ class Regularizer:
         self,
         model: nn.Module,
         *,
-        markers: TurnMarkers,
+        tokenizer: PreTrainedTokenizerBase,
         monitor: Monitor | None,
         terms: Sequence[AbstractTerm],
         reference: Reference | None,
@@ -104,7 +65,8 @@ class Regularizer:
         quiet: bool = False,
     ) -> None:
         """Put everything on the device; `hold` caches what the anchors hold."""
-        self.model, self.markers, self.monitor = model, markers, monitor
+        self.model, self.tokenizer, self.monitor = model, tokenizer, monitor
+        self.markers = TurnMarkers.of(tokenizer)
         self.terms, self.world, self.quiet = tuple(terms), world, quiet
         self.reference = reference
         self.names = _distinct_names(self.terms)
@@ -113,7 +75,11 @@ class Regularizer:
         ]
         self.anchors: list[Anchor] = []
         self.ledger = Ledger()
-        self._checked_gradient = False
+        self.alarm = Alarm(() if monitor is None else monitor.alerts)
+        self.should_stop = False
+        """Whether an alert asked for the run to end."""
+        self._probed: int | None = None
+        self._checked: set[int] = set()
         self._place_probes()
 
     @property
@@ -165,11 +131,12 @@ class Regularizer:
     ) -> dict[int, Tensor]:
         """Return the residual streams, having checked that they are what they seem."""
         check_fired(captured, self.layers, tuple(input_ids.shape))
-        if training and not self._checked_gradient:
+        if training:  # also a term whose weight is raised on the way
             active = [term.probe for term in self.decision_terms if term.weight]
-            layers = sorted({layer for probe in active for layer in probe.layers})
-            check_gradient(captured, layers, self.model)
-            self._checked_gradient = True
+            layers = {layer for probe in active for layer in probe.layers}
+            new = sorted(layers - self._checked)
+            check_gradient(captured, new, self.model)
+            self._checked |= layers
         return {layer: captured[layer] for layer in self.layers}
 
     def added(
@@ -200,13 +167,15 @@ class Regularizer:
             The weighted sum of the terms on decision tokens; None where there is
             nothing to add.
         """
-        positions, failure = self._segments(input_ids, extras)
+        positions, turns, failure = self._segments(input_ids, extras)
         if self.monitor is not None and self.monitor.layers:
-            spoken = self.markers.assistant_tokens(input_ids)
+            spoken = self.markers.assistant_tokens(input_ids, extras.starts)
             if mask is not None and mask.shape == spoken.shape:
                 spoken &= mask.bool()  # padding after a turn that was cut
             mode = "train" if training else "eval"
-            self.monitor.update(streams, positions, failure, spoken, mode=mode)
+            self.monitor.update(
+                streams, positions, failure, spoken, turns=turns, mode=mode
+            )
         if not (training and self.decision_terms):
             return None
         total = torch.zeros((), device=failure.device)
@@ -239,29 +208,69 @@ class Regularizer:
             )
             self.ledger.add(self.names[id(anchor.term)], value)
 
-    def metrics(self, mode: str, *, besides: Sequence[str] = ()) -> dict[str, float]:
+    def metrics(
+        self, mode: str, *, step: int, besides: Sequence[str] = ()
+    ) -> dict[str, float]:
         """Return readings and terms since the last call; every process calls it.
 
         Args:
             mode: `train` or `eval`.
+            step: Optimizer steps so far.
             besides: Names in the ledger that are no term's.
         """
         reduce = self.world.reduce
         result: dict[str, float] = {}
         if self.monitor is not None:
             result = self.monitor.metrics(reduce, mode=mode)
-        for name in (*besides, *self.names.values()) if mode == "train" else ():
+        if mode != "train":
+            return result
+        for name in (*besides, *self.names.values()):
             value = self.ledger.take(name, reduce, self.world.processes)
             if value is not None:
                 result[f"emotion_loss/{name}"] = value
+        result |= self._probe(step)
+        first = self.world.process == 0
+        self.should_stop |= self.alarm.check(result, step=step, speak=first)
         return result
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Return the terms' state, for a checkpoint."""
-        return {self.names[id(term)]: term.state_dict() for term in self.terms}
+    def _probe(self, step: int) -> dict[str, float]:
+        """Read the probe set, where it is due."""
+        fixed = None if self.monitor is None else self.monitor.probe_set
+        due = self._probed is None or (
+            fixed is not None and step - self._probed >= fixed.every
+        )
+        if self.monitor is None or fixed is None or not due:
+            return {}
+        self._probed = step
+        return fixed.read(
+            self.model,
+            self.tokenizer,
+            self.monitor.probes,
+            process=self.world.process,
+            processes=self.world.processes,
+            reduce=self.world.reduce,
+        )
 
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return the state of terms and monitor, for a checkpoint."""
+        state: dict[str, dict[str, Any]] = {
+            self.names[id(term)]: term.state_dict() for term in self.terms
+        }
+        if self.monitor is not None:
+            state[_MONITOR] = {
+                **self.monitor.state_dict(),
+                "streaks": dict(self.alarm.streaks),
+                "probed": self._probed,
+            }
+        return state
+
+    def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
         """Take back what `state_dict` gave."""
+        if self.monitor is not None:
+            kept = state.get(_MONITOR, {})
+            self.monitor.load_state_dict(kept)
+            self.alarm.streaks = dict(kept.get("streaks", {}))
+            self._probed = kept.get("probed")
         for term in self.terms:
             name = self.names[id(term)]
             if name in state:
@@ -284,15 +293,30 @@ class Regularizer:
 
     def _segments(
         self, input_ids: Int[Tensor, "batch pos"], extras: Extras
-    ) -> tuple[Int[Tensor, "batch turn"], Float[Tensor, "batch turn"]]:
+    ) -> tuple[
+        Int[Tensor, "batch turn"],
+        Bool[Tensor, "batch turn"],
+        Float[Tensor, "batch turn"],
+    ]:
         if extras.outcomes is None:
             empty = input_ids[:, :0]
-            return empty, empty.float()
+            return empty, empty.bool(), empty.float()
         turns = extras.outcomes.shape[1]
         positions, exists = self.markers.decision_positions(input_ids, turns)
         outcomes = extras.outcomes.to(input_ids.device)
         nan = torch.full_like(outcomes, float("nan"))
-        return positions, torch.where(exists, outcomes, nan)
+        return positions, exists, torch.where(exists, outcomes, nan)
+
+
+def reference_of(terms: Terms | Sequence[AbstractTerm]) -> Reference | None:
+    """Return the reference that a preset's terms came with, None if there is none."""
+    found = terms.reference if isinstance(terms, Terms) else None
+    return found if isinstance(found, Reference) else None
+
+
+def roles_of(terms: Terms | Sequence[AbstractTerm]) -> Roles:
+    """Return the roles that a preset's terms keep to, or the packaged ones."""
+    return terms.roles if isinstance(terms, Terms) else Corpus.packaged().roles()
 
 
 def _decisions(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from jaxtyping import Float
 from torch import Tensor
 
 from emoreg.losses.term import Probe
@@ -29,9 +30,35 @@ def cached_rows(
     One pass without gradient over the layers that are needed, with the model as it is
     now, which is the reference.
     """
-    sequences = [ids for example in dataset for ids in layout.ids(example)]
-    layers = sorted({layer for probe in probes for layer in probe.layers})
+    sequences = [docs for example in dataset for docs in layout.documents(example)]
+    places = [(k, ids) for k, documents in enumerate(sequences) for ids in documents]
+    read = read_decisions(
+        model, [ids for _, ids in places], probes, markers, quiet=quiet
+    )
     rows: list[list[list[float]]] = [[] for _ in sequences]
+    for (sequence, _), figures in zip(places, read, strict=True):
+        rows[sequence] += figures.tolist()
+    width = sum(len(p.layers) * len(p.emotions) for p in probes)
+    # A row without decision tokens still needs a shape that a column can hold.
+    filled = [row or [[math.nan] * width] for row in rows]
+    size = len(layout.sequences)
+    return [filled[start : start + size] for start in range(0, len(filled), size)]
+
+
+def read_decisions(
+    model: nn.Module,
+    sequences: Sequence[Sequence[int]],
+    probes: Sequence[Probe],
+    markers: TurnMarkers,
+    *,
+    quiet: bool,
+) -> list[Float[Tensor, "turn figure"]]:
+    """Return all `probes`' readings at each sequence's decision tokens, on the host.
+
+    A probe's figures are flattened over layers and emotions, layers first.
+    """
+    layers = sorted({layer for probe in probes for layer in probe.layers})
+    found: list[Tensor] = [torch.empty(0)] * len(sequences)
 
     def consume(batch: Batch, captured: Captured) -> None:
         decision = markers.decision_tokens(batch.input_ids)
@@ -39,21 +66,17 @@ def cached_rows(
         for k, row in enumerate(batch.rows):
             at = decision[k].nonzero().flatten()
             parts = [_read(probe, captured, k, at) for probe in probes]
-            rows[row] = torch.cat(parts, dim=1).tolist()
+            found[row] = torch.cat(parts, dim=1).cpu()
 
     read_stream(
         model,
         sequences,
         layers,
         consume,
-        description="Caching reference readings",
+        description="Reading decision tokens",
         quiet=quiet,
     )
-    width = sum(len(p.layers) * len(p.emotions) for p in probes)
-    # A row without decision tokens still needs a shape that a column can hold.
-    filled = [row or [[math.nan] * width] for row in rows]
-    size = len(layout.sequences)
-    return [filled[start : start + size] for start in range(0, len(filled), size)]
+    return found
 
 
 def _read(probe: Probe, captured: Captured, row: int, at: Tensor) -> Tensor:

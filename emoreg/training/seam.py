@@ -1,13 +1,15 @@
 """What happens around a trainer's loss: capture, read, add the terms, log."""
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from emoreg.losses.term import AbstractTerm
-from emoreg.residual.tokens import TurnMarkers
-from emoreg.training.auxiliary import spoken_rows
+from emoreg.training.auxiliary import share_head, spoken_rows
 from emoreg.training.checks import check_needs, check_trainer
 from emoreg.training.columns import (
     OUTCOMES,
@@ -19,7 +21,7 @@ from emoreg.training.columns import (
 from emoreg.training.layouts import Layout
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
-from emoreg.training.regularizer import Regularizer, StepTotals, World
+from emoreg.training.regularizer import Regularizer
 from emoreg.training.rollouts import (
     carry_outcomes,
     check_rollouts,
@@ -27,10 +29,21 @@ from emoreg.training.rollouts import (
     tokens_of,
 )
 from emoreg.training.rows import cached_rows
-from emoreg.vectors.corpus import Corpus, Roles
+from emoreg.training.sources import (
+    PARSED,
+    Feedback,
+    Reward,
+    Source,
+    check_both_found,
+    with_parsed_outcomes,
+)
+from emoreg.training.world import StepTotals, World
+from emoreg.vectors.corpus import Roles
 
 _TASK = "task"
 """Logged as `emotion_loss/task`: the trainer's own loss."""
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -38,7 +51,8 @@ class Seam:
     """Everything that emoreg does to one trainer.
 
     The mixin calls `task_loss` around the trainer's own `compute_loss`,
-    `after_backward` after its backward pass and `metrics` in its `log`.
+    `before_backward` and `after_backward` around its backward pass and `metrics` in
+    its `log`.
     """
 
     def __init__(
@@ -47,28 +61,28 @@ class Seam:
         *,
         monitor: Monitor | None,
         terms: Sequence[AbstractTerm],
-        outcome: str | None,
+        outcome: Source | None,
         reference: Reference | None,
-        roles: Roles | None = None,
+        roles: Roles,
         quiet: bool = False,
     ) -> None:
         """Check what must hold, cache the reference's readings, wrap the collator."""
         self.trainer, self.outcome = trainer, outcome
+        self.rewards: Tensor | None = None
         self._held: dict[int, slice] = {}
         self._totals: StepTotals | None = None
         self._part = False
-        markers = TurnMarkers.of(trainer.processing_class)
         check_needs(
             trainer.model,
             vectors=None if monitor is None else monitor.vectors,
             terms=terms,
             reference=reference,
-            roles=Corpus.packaged().roles() if roles is None else roles,
+            roles=roles,
         )
         check_trainer(trainer, terms=terms, outcome=outcome)
         self.regularizer = Regularizer(
             trainer.model,
-            markers=markers,
+            tokenizer=trainer.processing_class,
             monitor=monitor,
             terms=terms,
             reference=reference,
@@ -78,7 +92,9 @@ class Seam:
         dataset = trainer.train_dataset
         layout = Layout.find(dataset, trainer.data_collator)
         count = 0 if reference is None else len(reference.neutral)
-        self.regularizer.hold(spoken_rows(dataset, layout, markers, count=count))
+        self.regularizer.hold(
+            spoken_rows(dataset, layout, self.regularizer.markers, count=count)
+        )
         if outcome is not None:
             self._carry(outcome, quiet)
 
@@ -120,10 +136,16 @@ class Seam:
         return result + added
 
     def carry(self, prompts: Sequence[Any], rollouts: dict[str, Any]) -> None:
-        """Give rollouts the outcomes of their prompts."""
+        """Give rollouts their outcomes."""
         if self.outcome is not None:
-            markers = self.regularizer.markers
-            carry_outcomes(prompts, rollouts, column=self.outcome, markers=markers)
+            carry_outcomes(
+                self.trainer,
+                prompts,
+                rollouts,
+                self.rewards,
+                source=self.outcome,
+                markers=self.regularizer.markers,
+            )
 
     def begin_step(self, batches: Sequence[Any]) -> None:
         """Count the outcomes of an optimizer step's batches.
@@ -138,26 +160,61 @@ class Seam:
         device = self.trainer.accelerator.device
         self._totals = StepTotals.of(found, device) if found else None
 
+    def before_backward(self, model: torch.nn.Module) -> None:
+        """Run the auxiliary batches that are due, where the backward pass also steps.
+
+        Under DeepSpeed a step's last `accelerator.backward` moves the weights. Batches
+        after it would make an optimizer step of their own, clipped by itself.
+        """
+        trainer = self.trainer
+        if trainer.is_deepspeed_enabled and trainer.accelerator.sync_gradients:
+            engine = trainer.accelerator.deepspeed_engine_wrapped
+
+            def backward(loss: Tensor) -> None:
+                engine.backward(loss, sync_gradients=False, scale_wrt_gas=False)
+
+            model.train()  # after an evaluation; the trainer's step does so too late
+            share_head(model)
+            self._auxiliary(model, backward)
+
     def after_backward(self, model: torch.nn.Module) -> None:
         """Run the auxiliary batches that are due, once per optimizer step."""
-        accelerator = self.trainer.accelerator
-        if accelerator.sync_gradients:
-            step = self.trainer.state.global_step
-            self.regularizer.auxiliary(model, step=step, backward=accelerator.backward)
+        trainer = self.trainer
+        if trainer.accelerator.sync_gradients and not trainer.is_deepspeed_enabled:
+            self._auxiliary(model, trainer.accelerator.backward)
 
     def metrics(self, mode: str) -> dict[str, float]:
-        """Return the readings and terms since the last call; every process calls it."""
-        return self.regularizer.metrics(mode, besides=(_TASK,))
+        """Return the readings and terms since the last call; every process calls it.
 
-    def _carry(self, outcome: str, quiet: bool) -> None:
-        """Keep the outcome column up to the batch, with cached reference readings."""
+        An alert that asks for it ends training, with a checkpoint, on all of them.
+        """
+        step, control = self.trainer.state.global_step, self.trainer.control
+        found = self.regularizer.metrics(mode, step=step, besides=(_TASK,))
+        if self.regularizer.should_stop and not control.should_training_stop:
+            control.should_training_stop = control.should_save = True
+        return found
+
+    def _auxiliary(
+        self, model: torch.nn.Module, backward: Callable[[Tensor], Any]
+    ) -> None:
+        step = self.trainer.state.global_step
+        self.regularizer.auxiliary(model, step=step, backward=backward)
+
+    def _carry(self, source: Source, quiet: bool) -> None:
+        """Keep outcomes up to the batch, with cached reference readings."""
         trainer = self.trainer
         if makes_rollouts(trainer):
-            check_rollouts(trainer, outcome)
+            check_rollouts(trainer, source)
             return
+        layout = Layout.of(trainer.train_dataset, trainer.data_collator)
+        column = self._parse(source, layout) if isinstance(source, Feedback) else source
+        if isinstance(column, Reward):
+            raise ValueError(
+                "`outcome` must be a column or `Feedback()` where the trainer does not "
+                f"generate, since there are no rewards; got {column}"
+            )
         dataset, markers = trainer.train_dataset, self.regularizer.markers
-        layout = Layout.of(dataset, trainer.data_collator)
-        check_dataset(dataset, outcome, layout, markers)
+        check_dataset(dataset, column, layout, markers)
         active = [term for term in self.regularizer.decision_terms if term.weight > 0]
         start = 0
         for term in active:
@@ -171,8 +228,28 @@ class Seam:
             )
             trainer.train_dataset = dataset.add_column(REFERENCE, rows)
         trainer._set_signature_columns_if_needed()
-        trainer._signature_columns += [outcome, REFERENCE]
-        trainer.data_collator = OutcomeCollator(trainer.data_collator, outcome, layout)
+        trainer._signature_columns += [column, REFERENCE]
+        trainer.data_collator = OutcomeCollator(trainer.data_collator, column, layout)
+
+    def _parse(self, source: Feedback, layout: Layout) -> str:
+        """Write parsed outcomes into the data sets' own column, and return its name."""
+        trainer, markers = self.trainer, self.regularizer.markers
+
+        def parsed(dataset: Any) -> tuple[Any, Counter[str]]:
+            return with_parsed_outcomes(
+                dataset, layout, source, trainer.processing_class, markers
+            )
+
+        trainer.train_dataset, found = parsed(trainer.train_dataset)
+        said = ", ".join(f"{count} {label}" for label, count in found.items())
+        logger.info("Outcomes of Assistant turns, by what said so: %s", said)
+        check_both_found(found)
+        held_out = getattr(trainer, "eval_dataset", None)
+        if isinstance(held_out, dict):
+            trainer.eval_dataset = {k: parsed(v)[0] for k, v in held_out.items()}
+        elif held_out is not None:
+            trainer.eval_dataset = parsed(held_out)[0]
+        return PARSED
 
     def _task_is_scaled(self, num_items_in_batch: Any) -> bool:
         """Return whether the trainer's loss is already that of the whole step.

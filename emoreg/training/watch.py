@@ -16,15 +16,18 @@ from emoreg.losses.presets import Terms
 from emoreg.losses.term import AbstractTerm
 from emoreg.residual.capture import Captured, capture
 from emoreg.residual.layers import unwrapped
-from emoreg.residual.tokens import TurnMarkers
-from emoreg.training.checks import check_needs
+from emoreg.training.checks import check_loop, check_needs
 from emoreg.training.columns import Extras, check_turns, padded
 from emoreg.training.layouts import as_failures
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
-from emoreg.training.regularizer import Regularizer, World
+from emoreg.training.regularizer import (
+    Regularizer,
+    reference_of,
+    roles_of,
+)
 from emoreg.training.rollouts import tokens_of
-from emoreg.vectors.corpus import Corpus
+from emoreg.training.world import World
 
 Failures = Float[Tensor, "batch turn"] | Sequence[Sequence[float | None]]
 
@@ -148,7 +151,12 @@ class Watch:
                 f"{int(self._misplaced)} did not. A turn that was cut off, or a batch "
                 "in another order than its outcomes, does that"
             )
-        return self._regularizer.metrics(mode)
+        return self._regularizer.metrics(mode, step=self.step)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether an alert of the monitor asks for the loop to end."""
+        return self._regularizer.should_stop
 
     def state_dict(self) -> dict[str, Any]:
         """Return the terms' state and the step, for a checkpoint.
@@ -218,41 +226,37 @@ def watch(
         monitor: What to log; None logs nothing but the terms.
         terms: What to add, for instance `emoreg.presets.decouple(...)`.
         reference: Units and passages. None takes the terms' own.
-        accelerator: An `accelerate.Accelerator`, if the loop has one: its backward,
-            its processes, its accumulation.
+        accelerator: An `accelerate.Accelerator`, if the loop has one.
         quiet: No progress bars while passages are read.
 
     Returns:
-        A context manager. The reference's readings of the anchors' passages are taken
+        A context manager. Anchors take the reference's readings of their passages
         here, so call it while the model is still the reference.
 
     Raises:
-        ValueError: If vectors, terms and model don't fit, or a reference is missing.
+        ValueError: If vectors, terms, model and launch don't fit, or units are missing.
     """
-    if reference is None and isinstance(terms, Terms):
-        found = terms.reference
-        reference = found if isinstance(found, Reference) else None
+    reference = reference_of(terms) if reference is None else reference
     if monitor is not None and reference is None:
         raise ValueError(
             "`reference` must be given with a monitor, whose units it holds; got None. "
             "Pass what `emoreg.calibrate` returned"
         )
-    given = isinstance(terms, Terms)
+    check_loop(accelerator)
     check_needs(
         unwrapped(model),
         vectors=None if monitor is None else monitor.vectors,
         terms=tuple(terms),
         reference=reference,
-        roles=terms.roles if given else Corpus.packaged().roles(),
+        roles=roles_of(terms),
     )
-    device = next(model.parameters()).device
     regularizer = Regularizer(
         unwrapped(model),
-        markers=TurnMarkers.of(tokenizer),
+        tokenizer=tokenizer,
         monitor=monitor,
         terms=tuple(terms),
         reference=reference,
-        world=World(device=device) if accelerator is None else World.of(accelerator),
+        world=World.around(model) if accelerator is None else World.of(accelerator),
         quiet=quiet,
     )
     regularizer.hold(())
