@@ -1,4 +1,4 @@
-"""The command line: `emoreg quickstart | extract | calibrate | measure | compare`."""
+"""The command line: `emoreg COMMAND`, from extracting vectors to a report."""
 
 import argparse
 import logging
@@ -12,12 +12,16 @@ _BAD_INPUT, _INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, 2 for bad input, or 130 when interrupted."""
+    """Run one command and return its exit status.
+
+    That is 0, or 1 for a fault that the doctor found, 2 for bad input, 130 when
+    interrupted.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     _calm_libraries(options)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except KeyboardInterrupt:
         _complain("interrupted; files already written are whole, nothing is half-made")
         return _INTERRUPTED
@@ -26,7 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _complain(_one_line(error))
         return _BAD_INPUT
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         ("calibrate", _calibrate_options, _calibrate, _CALIBRATE, _CALIBRATE_EXAMPLE),
         ("measure", _measure_options, _measure, _MEASURE, _MEASURE_EXAMPLE),
         ("compare", _compare_options, _compare, _COMPARE, _COMPARE_EXAMPLE),
+        ("doctor", _doctor_options, _doctor, _DOCTOR, _DOCTOR_EXAMPLE),
     ):
         command = commands.add_parser(
             name,
@@ -76,6 +80,13 @@ _COMPARE = "Compare two or more tables of readings into a report."
 _COMPARE_EXAMPLE = (
     "emoreg compare before.parquet after.parquet --arm control=control.parquet "
     "--out report/"
+)
+_DOCTOR = (
+    "Try out a training script's own step, without training, and say what to mend."
+)
+_DOCTOR_EXAMPLE = (
+    "emoreg doctor --model demo --vectors vectors.safetensors "
+    "--trainer-script recipes/sft.py -- --report_to wandb"
 )
 
 
@@ -268,6 +279,26 @@ def _compare(options: argparse.Namespace) -> None:
     page = comparison.save(options.out)
     _say(comparison.verdict)
     _say(f"The report: {page}")
+
+
+def _doctor_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", help="Passed on to the script, if given.")
+    command.add_argument("--vectors", help="Passed on to the script, if given.")
+    command.add_argument("--trainer-script", type=Path, required=True)
+    command.add_argument(
+        "flags", nargs="*", help="After `--`: the script's other flags, as you train."
+    )
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from emoreg.training.doctor import doctor_script
+
+    _hide_loading_bars()
+    given = {"--model": options.model, "--vectors": options.vectors}
+    named = [part for key, v in given.items() if v for part in (key, v)]
+    diagnosis = doctor_script(options.trainer_script, [*named, *options.flags])
+    _say(str(diagnosis))
+    return int(diagnosis.failed)
 
 
 def _model_option(command: argparse.ArgumentParser) -> None:
