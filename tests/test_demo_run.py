@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on_where_it_stood(
     assert not (tmp_path / "control.parquet").exists()
     again: list[str] = []
     Quickstart(out=tmp_path, plan=SMALL, quiet=True, say=again.append).run()
-    reused = [each.split(":")[0].strip() for each in again if "interrupted" in each]
+    reused = [each.split(":")[0].strip() for each in again if "was interrupted" in each]
     assert reused == [
         "calibrate",
         "measure before",
