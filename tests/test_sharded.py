@@ -1,6 +1,7 @@
 """Sharded weights in two processes against one: ZeRO-2, ZeRO-3 and FSDP2 on a CPU."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,8 +24,9 @@ from emoreg.training.reference import Reference
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 needs_deepspeed = pytest.mark.skipif(
-    find_spec("deepspeed") is None,
-    reason="deepspeed is not installed; docs/training.md says how to, on a CPU",
+    find_spec("deepspeed") is None or shutil.which("c++") is None,
+    reason="deepspeed, or the C++ compiler with which it builds its communication on a "
+    "CPU, is not installed; docs/training.md says how",
 )
 # Anchors start at zero, since the model starts as the reference: as heavy as this,
 # either of them alone is seen when it counts double.
