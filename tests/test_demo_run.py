@@ -110,33 +110,25 @@ def test_a_second_run_reuses_the_vectors_and_the_command_line_reads_them(
 def test_an_interrupted_run_goes_on_where_it_stood(
     finished: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
-    shutil.copy(finished[0] / "vectors.safetensors", tmp_path)
-    said: list[str] = []
-
-    def stop_at_the_last_table(sentence: str) -> None:
-        said.append(sentence)
-        if sum("Measuring the same twins" in each for each in said) == 2:
-            raise KeyboardInterrupt
-
-    cut = Quickstart(out=tmp_path, plan=SMALL, quiet=True, say=stop_at_the_last_table)
-    with pytest.raises(KeyboardInterrupt):
-        cut.run()
-    assert not (tmp_path / "control.parquet").exists()
+    """What is on disk after the control arm was trained: its table is still missing."""
+    done = ["calibrate", "measure before", "train after", "measure after"]
+    done += ["train control"]
+    out = tmp_path / "cut"
+    shutil.copytree(finished[0], out, ignore=shutil.ignore_patterns("report", "con*.*"))
     again: list[str] = []
-    Quickstart(out=tmp_path, plan=SMALL, quiet=True, say=again.append).run()
+    runner = Quickstart(out=out, plan=SMALL, quiet=True, say=again.append)
+    kept = Progress(out / "progress.json", runner._settings())
+    for stage in done:
+        kept.finish(stage, 1.0)
+    assert not (out / "control.parquet").exists()
+    runner.run()
     reused = [each.split(":")[0].strip() for each in again if "was interrupted" in each]
-    assert reused == [
-        "calibrate",
-        "measure before",
-        "train after",
-        "measure after",
-        "train control",
-    ]
+    assert reused == done
     for arm in ("before", "after", "control"):
         uncut = Readings.load(finished[0] / f"{arm}.parquet")
-        assert (Readings.load(tmp_path / f"{arm}.parquet").values == uncut.values).all()
-    assert (tmp_path / "report" / "index.html").is_file()
-    assert not (tmp_path / "progress.json").exists()  # the next run measures anew
+        assert (Readings.load(out / f"{arm}.parquet").values == uncut.values).all()
+    assert (out / "report" / "index.html").is_file()
+    assert not (out / "progress.json").exists()  # the next run measures anew
 
 
 def test_progress_of_other_settings_is_not_taken_up(tmp_path: Path) -> None:
