@@ -201,7 +201,7 @@ def build(
         world=world,
         quiet=True,
     )
-    regularizer.hold(())
+    regularizer.hold()
     return trainer.model, regularizer, list(trainer.train_dataset)
 
 

@@ -620,8 +620,6 @@ def test_without_outcomes_it_says_so(
     reference: Reference,
     tmp_path: Path,
 ) -> None:
-    from emoreg.training.attach import attach
-
     trainer = attach(
         cases.make_sft(model(), tokenizer, tmp_path),
         monitor=Monitor(vectors),

@@ -8,12 +8,13 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from emoreg.losses.term import Probe, Reduce
+from emoreg.losses.term import Probe
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
 from emoreg.training.columns import check_turns
 from emoreg.training.layouts import as_failures
 from emoreg.training.rows import read_decisions
 from emoreg.training.tallies import figures, tally
+from emoreg.training.world import World
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.transcripts import Conversation
 
@@ -58,26 +59,23 @@ class ProbeSet:
         self,
         model: nn.Module,
         tokenizer: Any,
+        markers: TurnMarkers,
         probes: Sequence[Probe],
-        *,
-        process: int,
-        processes: int,
-        reduce: Reduce,
+        world: World,
     ) -> dict[str, float]:
         """Return `emotion_probe/<name>/L<layer>/<reader>/{fail,pass,slope}`.
 
         Raises:
             ValueError: If a conversation has more or fewer outcomes than turns.
         """
-        markers = TurnMarkers.of(tokenizer)
-        own = list(self.conversations)[process::processes]
+        own = list(self.conversations)[world.process :: world.processes]
         sequences = [conversation_ids(tokenizer, c.messages) for c in own]
         turns = [as_failures(list(c.failed)) for c in own]
         for conversation, ids, failed in zip(own, sequences, turns, strict=True):
             check_turns(ids, failed, markers, f"conversation {conversation.id!r}")
         read = read_decisions(model, sequences, probes, markers, quiet=True)
         width = sum(len(p.layers) * len(p.emotions) for p in probes)
-        device = next(model.parameters()).device
+        device = world.device
         flat = torch.tensor([x for row in turns for x in row], device=device)[None]
         values = torch.cat([torch.zeros(0, width), *read]).to(device)[None]
         sums = torch.stack(
@@ -86,7 +84,7 @@ class ProbeSet:
                 tally(values, (1 - flat).nan_to_num(0.0)),
             ]
         )
-        return _by_key(reduce(sums).cpu(), probes)
+        return _by_key(world.reduce(sums).cpu(), probes)
 
 
 def _by_key(sums: Tensor, probes: Sequence[Probe]) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """What emoreg does during one model's training, whoever runs the loop."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
@@ -26,13 +26,14 @@ from emoreg.training.auxiliary import (
     Anchor,
     PredictionAnchor,
     StoryAnchor,
-    Target,
     due,
     run_auxiliary,
+    spoken_rows,
     texts_to_hold,
 )
 from emoreg.training.checks import check_fired, check_gradient
 from emoreg.training.columns import Extras
+from emoreg.training.layouts import Layout
 from emoreg.training.ledger import Ledger
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
@@ -89,12 +90,13 @@ class Regularizer:
         watched = list(self.monitor.probes if self.monitor is not None else ())
         return tuple(sorted({i for p in decision + watched for i in p.layers}))
 
-    def hold(self, own: Sequence[Target]) -> None:
+    def hold(self, dataset: Any = None, layout: Layout | None = None) -> None:
         """Cache what the anchors hold, with the model as it is now: the reference.
 
         Args:
-            own: Rows of the run's own data whose predictions `ReferenceKL` holds
-                beside neutral texts.
+            dataset: The run's own data, of which `ReferenceKL` holds some predictions
+                beside those of neutral texts.
+            layout: How its rows become sequences.
         """
         if self.reference is None:
             return
@@ -105,22 +107,22 @@ class Regularizer:
                 stories = self.reference.stories
                 self.anchors.append(StoryAnchor(term, stories, quiet=self.quiet))
             elif isinstance(term, ReferenceKL):
-                texts = texts_to_hold(self.reference.neutral, own)
+                neutral = self.reference.neutral
+                own = spoken_rows(dataset, layout, self.markers, count=len(neutral))
+                texts = texts_to_hold(neutral, own)
                 self.anchors.append(PredictionAnchor(term, texts))
         for anchor in self.anchors:
             anchor.cache(self.model)
 
-    @contextmanager
     def reading(
         self, model: nn.Module, input_ids: Int[Tensor, "batch pos"], *, training: bool
-    ) -> Iterator[Captured]:
+    ) -> AbstractContextManager[Captured]:
         """Capture the forward pass over these tokens.
 
         While training it is the one with gradients, otherwise the first one.
         """
         only = None if training else input_ids
-        with capture(model, self.layers, gradient=training, tokens=only) as captured:
-            yield captured
+        return capture(model, self.layers, gradient=training, tokens=only)
 
     def streams(
         self,
@@ -235,20 +237,14 @@ class Regularizer:
 
     def _probe(self, step: int) -> dict[str, float]:
         """Read the probe set, where it is due."""
-        fixed = None if self.monitor is None else self.monitor.probe_set
-        due = self._probed is None or (
-            fixed is not None and step - self._probed >= fixed.every
-        )
-        if self.monitor is None or fixed is None or not due:
+        if self.monitor is None or self.monitor.probe_set is None:
+            return {}
+        fixed, last = self.monitor.probe_set, self._probed
+        if last is not None and step - last < fixed.every:
             return {}
         self._probed = step
         return fixed.read(
-            self.model,
-            self.tokenizer,
-            self.monitor.probes,
-            process=self.world.process,
-            processes=self.world.processes,
-            reduce=self.world.reduce,
+            self.model, self.tokenizer, self.markers, self.monitor.probes, self.world
         )
 
     def state_dict(self) -> dict[str, dict[str, Any]]:

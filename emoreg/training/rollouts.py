@@ -26,13 +26,8 @@ def check_rollouts(trainer: Any, source: Source) -> None:
         ValueError: If the column is missing, or the trainer drops it; if no reward
             function has the name.
     """
-    if isinstance(source, Reward) and source.function is not None:
-        names = list(trainer.reward_func_names)
-        if source.function not in names:
-            raise ValueError(
-                "`function` must name a reward function of the trainer, got "
-                f"{source.function!r}; there are {', '.join(names)}"
-            )
+    if isinstance(source, Reward):
+        source.column(trainer.reward_func_names)
     if not isinstance(source, str):
         return
     check_column(trainer.train_dataset, source)
@@ -89,10 +84,7 @@ def carry_outcomes(
             [math.nan] * max(0, asked - 1) + [failure] * (count - max(0, asked - 1))
             for failure, count, asked in zip(own, counts, before, strict=True)
         ]
-    # One column more, so that no micro-batch is without any.
-    longest = max(1, *map(len, turns))
-    full = [own + [math.nan] * (longest - len(own)) for own in turns]
-    rollouts[OUTCOMES] = padded(map(torch.tensor, full), len(full)).to(ids.device)
+    rollouts[OUTCOMES] = padded(map(torch.tensor, turns), len(turns)).to(ids.device)
 
 
 def _of_column(

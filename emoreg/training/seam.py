@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from emoreg.losses.term import AbstractTerm
-from emoreg.training.auxiliary import share_head, spoken_rows
+from emoreg.training.auxiliary import share_head
 from emoreg.training.checks import check_needs, check_trainer
 from emoreg.training.columns import (
     OUTCOMES,
@@ -90,11 +90,7 @@ class Seam:
             quiet=quiet,
         )
         dataset = trainer.train_dataset
-        layout = Layout.find(dataset, trainer.data_collator)
-        count = 0 if reference is None else len(reference.neutral)
-        self.regularizer.hold(
-            spoken_rows(dataset, layout, self.regularizer.markers, count=count)
-        )
+        self.regularizer.hold(dataset, Layout.find(dataset, trainer.data_collator))
         if outcome is not None:
             self._carry(outcome, quiet)
 

@@ -68,6 +68,21 @@ class Reward:
     """Rollouts below this failed, the others passed. None ranks within each group:
     0 for the best, 1 for the worst, unknown where all score alike."""
 
+    def column(self, names: Sequence[str]) -> int | None:
+        """Return which of a trainer's reward functions is meant; None for their sum.
+
+        Raises:
+            ValueError: If no function has the name.
+        """
+        if self.function is None:
+            return None
+        if self.function not in names:
+            raise ValueError(
+                "`function` must name a reward function of the trainer, got "
+                f"{self.function!r}; there are {', '.join(names)}"
+            )
+        return list(names).index(self.function)
+
     def failures(
         self,
         rewards: Float[Tensor, "rollout function"],
@@ -86,17 +101,13 @@ class Reward:
         Raises:
             ValueError: If no function has the name.
         """
-        if self.function is None:
+        column = self.column(names)
+        if column is None:
             known = ~rewards.isnan().all(1)
             scores = (rewards.nan_to_num(0.0) * weights.to(rewards.device)).sum(1)
             scores = torch.where(known, scores, float("nan"))
-        elif self.function in names:
-            scores = rewards[:, list(names).index(self.function)]
         else:
-            raise ValueError(
-                f"`function` must name a reward function of the trainer, got "
-                f"{self.function!r}; there are {', '.join(names)}"
-            )
+            scores = rewards[:, column]
         if self.below is not None:
             failed = (scores < self.below).float()
             return torch.where(scores.isnan(), float("nan"), failed)
@@ -148,9 +159,10 @@ def check_both_found(found: Counter[str]) -> None:
 
 
 def _label(outcome: Outcome) -> str:
-    if outcome.failure is None:
-        return outcome.source
-    return f"{'failed' if outcome.failure > 0.5 else 'passed'} ({outcome.source})"
+    verdict = "unknown"  # a parser may call its source anything
+    if outcome.failure is not None:
+        verdict = "failed" if outcome.failure > 0.5 else "passed"
+    return f"{verdict} ({outcome.source})"
 
 
 def _worse_in_group(

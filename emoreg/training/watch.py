@@ -1,6 +1,5 @@
 """Readings and terms in a loop that you wrote yourself."""
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -185,9 +184,7 @@ class Watch:
                 for row, turns in enumerate(rows):
                     check_turns(ids[row].tolist(), turns, markers, f"row {row}")
                 self._checked_turns = True
-            longest = max(map(len, rows), default=0)
-            full = [row + [math.nan] * (longest - len(row)) for row in rows]
-            failed = padded(map(torch.tensor, full), len(rows))
+            failed = padded(map(torch.tensor, rows), len(rows))
         if failed.ndim != 2 or len(failed) != len(ids):
             raise ValueError(
                 f"`failed` must have the shape (batch, turn) with {len(ids)} rows, got "
@@ -259,5 +256,5 @@ def watch(
         world=World.around(model) if accelerator is None else World.of(accelerator),
         quiet=quiet,
     )
-    regularizer.hold(())
+    regularizer.hold()
     return Watch(model, regularizer, accelerator)
