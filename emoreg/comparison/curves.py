@@ -10,7 +10,11 @@ from jaxtyping import Float
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.figures import FigureSet
 
-ARM_LABELS = {"after": "after, with terms", "control": "control, no terms"}
+ARM_LABELS = {
+    "after": "after, with terms",
+    "control": "control, no terms",
+    "anchors": "anchors alone, no contrast",
+}
 VERSIONS = ("failing", "passing")
 _HEAT_ROWS = 60
 _TRAINING_PANELS = 9
