@@ -206,31 +206,22 @@ def _measure_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--guards", action="store_true", help="KL to the base and story accuracy too."
     )
+    command.add_argument(
+        "--base", help="With --guards: what a model trained whole was before."
+    )
     command.add_argument("--out", type=Path, required=True)
 
 
 def _measure(options: argparse.Namespace) -> None:
-    from emoreg.comparison.guards import guard_rails
     from emoreg.comparison.measure import measure
     from emoreg.training.reference import Reference
-    from emoreg.vectors.corpus import Corpus
     from emoreg.vectors.emotion_vectors import EmotionVectors
 
     vectors = EmotionVectors.load(options.vectors)
     reference = Reference.load(options.reference) if options.reference else None
     prompts = _prompts(options)
     loaded = _load(options)
-    guards = (
-        guard_rails(
-            loaded.model,
-            loaded.tokenizer,
-            vectors,
-            Corpus.packaged(),
-            quiet=options.quiet,
-        )
-        if options.guards
-        else None
-    )
+    guards = _guards(options, loaded, vectors) if options.guards else None
     readings = measure(
         loaded.model,
         loaded.tokenizer,
@@ -242,6 +233,24 @@ def _measure(options: argparse.Namespace) -> None:
         quiet=options.quiet,
     )
     _say(f"{readings.segments.num_rows} segments: {readings.save(options.out)}")
+
+
+def _guards(options: argparse.Namespace, loaded: Any, vectors: Any) -> dict[str, Any]:
+    from emoreg.comparison.guards import guard_rails
+    from emoreg.demo import load_any
+    from emoreg.vectors.corpus import Corpus
+
+    found = guard_rails(
+        loaded.model,
+        loaded.tokenizer,
+        vectors,
+        Corpus.packaged(),
+        base=load_any(options.base).model if options.base else None,
+        quiet=options.quiet,
+    )
+    if "kl" not in found:
+        _say("no KL: nothing says what the model was before; pass --base MODEL")
+    return found
 
 
 def _compare_options(command: argparse.ArgumentParser) -> None:

@@ -13,13 +13,13 @@ import pytest
 import seam_cases as cases
 import sharded_cases as sharded
 import torch
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import FullyShardedDataParallelPlugin, ParallelismConfig
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from emoreg.losses.presets import Terms
-from emoreg.training.checks import check_launch
+from emoreg.training.checks import check_launch, check_loop
 from emoreg.training.reference import Reference
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
@@ -276,6 +276,31 @@ def test_launches_that_cannot_read_the_reference_are_refused(
     terms: Terms = cases.make_terms(vectors, reference)
     attached = cases.attach(trainer, terms=terms, outcome="failed")
     assert len(attached.emotions.regularizer.anchors) == 2
+
+
+@pytest.mark.parametrize(("kind", "name"), [("cp", "context"), ("sp", "sequence")])
+def test_sequences_split_over_processes_are_refused(
+    model: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    name: str,
+) -> None:
+    trainer: Any = cases.make_sft(model(), tokenizer, tmp_path, peft=cases.adapter())
+    state = trainer.accelerator.state
+    monkeypatch.setattr(
+        state, "parallelism_config", ParallelismConfig(dp_replicate_size=1)
+    )
+    check_launch(trainer, probed=False)  # the control: a plan that splits nothing
+    split = ParallelismConfig(**{f"{kind}_size": 2})  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(state, "parallelism_config", split)
+    for check in (
+        lambda: check_launch(trainer, probed=False),
+        lambda: check_loop(trainer.accelerator),
+    ):
+        with pytest.raises(ValueError, match=f"{name} parallelism gives it a part"):
+            check()
 
 
 def test_the_files_that_shard_say_what_attach_needs() -> None:

@@ -1,7 +1,7 @@
 """Guard rails: what must stay as it was while readings change."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,27 +61,28 @@ def guard_rails(
     vectors: EmotionVectors,
     corpus: Corpus,
     *,
+    base: nn.Module | None = None,
     limit: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Return KL to the reference and the held-out story accuracy.
 
-    A model with a peft adapter is compared with itself without the adapter. Of one
-    without, nothing is known of what it was before, so its KL is left out.
+    A model with a peft adapter is compared with itself without the adapter, one that
+    was trained whole with `base`. Where there is neither, the KL is left out.
 
     Args:
         model: The model, with or without a peft adapter.
         tokenizer: Its tokenizer.
         vectors: Fitted on the reference model.
         corpus: Where texts and stories come from.
+        base: The reference model; None takes `model` without its adapter.
         limit: At most this many texts of each kind, and emotions; None for all.
         quiet: No progress bar.
     """
     found: dict[str, Any] = {}
-    adapter_off: Any = getattr(model, "disable_adapter", None)
-    if hasattr(model, "peft_config") and adapter_off is not None:
+    if base is not None or hasattr(model, "peft_config"):
         texts = guard_texts(tokenizer, corpus, limit=limit)
-        found["kl"] = reference_kl(model, adapter_off, texts, quiet=quiet)
+        found["kl"] = reference_kl(model, texts, base=base, quiet=quiet)
     loss_layers = LayerPlan.for_depth(num_layers(model)).loss
     layer = next((i for i in reversed(loss_layers) if i in vectors.layers), None)
     found["story_top1"] = story_accuracy(
@@ -99,9 +100,9 @@ def guard_rails(
 @torch.no_grad()
 def reference_kl(
     model: nn.Module,
-    reference: Callable[[], AbstractContextManager],
     texts: Sequence[GuardText],
     *,
+    base: nn.Module | None = None,
     quiet: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -109,9 +110,9 @@ def reference_kl(
 
     Args:
         model: The trained model.
-        reference: Gives a context in which `model` is the reference, such as
-            `model.disable_adapter`.
         texts: What to compare on.
+        base: The reference, in eval mode on the same device; None takes `model`
+            without its peft adapter.
         quiet: No progress bar.
         seed: Of the bootstrap over texts.
     """
@@ -121,8 +122,10 @@ def reference_kl(
     sums, counts = [], []
     for text in tqdm(texts, desc="KL to the reference", disable=quiet):
         ids = torch.tensor([text.ids], device=device)
-        with reference():
-            held = _log_probs(model, ids, text.start)
+        with (
+            nullcontext(base) if base is not None else _adapter_off(model) as reference
+        ):
+            held = _log_probs(reference, ids, text.start)
         kl = _kl(held, _log_probs(model, ids, text.start))
         sums.append(float(kl.sum()))
         counts.append(kl.numel())
@@ -175,6 +178,12 @@ def story_accuracy(
         "layer": layer,
         "chance": found.chance[0],
     }
+
+
+@contextmanager
+def _adapter_off(model: Any) -> Iterator[nn.Module]:
+    with model.disable_adapter():
+        yield model
 
 
 def _log_probs(

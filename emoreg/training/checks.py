@@ -96,10 +96,12 @@ def check_launch(trainer: Any, *, probed: bool) -> None:
         probed: Whether a probe set is to be read while it trains.
 
     Raises:
-        ValueError: Under FSDP of version 1, where only the first process has loaded
-            the weights, or where DeepSpeed has sharded them for training already; a
-            probe set where weights will be sharded.
+        ValueError: Where sequences are split over processes; under FSDP of version 1,
+            where only the first process has loaded the weights, or where DeepSpeed has
+            sharded them for training already; a probe set where weights will be
+            sharded.
     """
+    _refuse_split_sequences(trainer.accelerator)
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     sharded = trainer.is_fsdp_enabled or getattr(plugin, "zero_stage", 0) == 3
     if probed and sharded:
@@ -130,12 +132,26 @@ def check_launch(trainer: Any, *, probed: bool) -> None:
         )
 
 
+def _refuse_split_sequences(accelerator: Any) -> None:
+    config = getattr(accelerator, "parallelism_config", None)
+    for kind, name in (("cp", "context"), ("sp", "sequence")):
+        if getattr(config, f"{kind}_enabled", False):
+            raise ValueError(
+                "each process must see whole sequences, since decision tokens and "
+                f"feedback are looked up in them; {name} parallelism gives it a part "
+                f"({kind}_size={getattr(config, f'{kind}_size')}). Set that to 1, or "
+                "train without emoreg and compare with `emoreg measure`"
+            )
+
+
 def check_loop(accelerator: Any) -> None:
     """Refuse a loop whose anchors would step the optimizer by themselves.
 
     Raises:
-        ValueError: Under DeepSpeed, whose `backward` makes the step too.
+        ValueError: Under DeepSpeed, whose `backward` makes the step too; where
+            sequences are split over processes.
     """
+    _refuse_split_sequences(accelerator)
     kind = str(getattr(accelerator, "distributed_type", "")).rsplit(".", 1)[-1]
     if kind == "DEEPSPEED":
         raise ValueError(
