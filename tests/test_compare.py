@@ -1,6 +1,7 @@
 """Comparisons of synthetic tables whose slopes are known."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -129,6 +130,23 @@ def test_the_excess_over_control_is_held_against_the_kl_budget(halved):
     check = next(check for check in halved.checks if check.name.startswith("KL"))
     assert check.value == pytest.approx(0.02)
     assert (check.low, check.high) == pytest.approx((0.0, 0.04))
+
+
+def test_after_is_held_against_every_other_arm():
+    arms = {name: measured(scale=0.3, seed=3) for name in ("anchors", "near")}
+    arms["anchors"] = measured(scale=0.9, seed=2)
+    before, after = measured(), measured(scale=0.3, seed=1)
+    found = compare(before, after, arms=arms, **FEW)
+    index = found.summary.index("logistic", "audit", "audit distress")
+    gaps = {arm: own.after_minus for arm, own in found.summary.arms.items()}
+    assert gaps["before"] is gaps["after"] is found.summary.beyond_control is None
+    slopes = {arm: own.slope.estimate for arm, own in found.summary.arms.items()}
+    for arm in arms:
+        assert gaps[arm].estimate == pytest.approx(slopes["after"] - slopes[arm])
+    assert gaps["anchors"].at(*index).excludes(0.0)
+    text = found.verdict
+    assert re.search("After minus anchors: −0.5.* further than that arm", text)
+    assert re.search("After minus near: .* no difference was found", text)
 
 
 def test_no_effect_is_claimed_where_there_is_none(unchanged):

@@ -16,7 +16,7 @@ from emoreg.comparison.figures import FigureSet
 from emoreg.statistics.bootstrap import Intervals
 
 SCHEMA = "emoreg.report/1"
-_INTERVALS = ("slope", "change", "ratio")
+_INTERVALS = ("slope", "change", "ratio", "after_minus")
 _POINTS = ("d_z", "cliffs_delta", "fail_level", "pass_level")
 
 
@@ -163,8 +163,7 @@ def _columns(figures: FigureSet, arm: str) -> dict[str, np.ndarray]:
         columns |= _ends(name, getattr(own, name), blank)
     for name in _POINTS:
         columns[name] = getattr(own, name)
-    beyond = figures.beyond_control if arm == "after" else None
-    return columns | _ends("beyond_control", beyond, blank)
+    return columns
 
 
 def _ends(

@@ -70,6 +70,9 @@ class ArmFigures:
     """Slope minus the slope before, paired by prompt; None for before itself."""
     ratio: Intervals | None
     """Slope over the slope before; NaN where `FigureSet.ratio_shown` is False."""
+    after_minus: Intervals | None
+    """Slope after minus this arm's: what the terms did beyond it. None for before and
+    after themselves."""
 
 
 @final
@@ -82,11 +85,15 @@ class FigureSet:
     places: tuple[str, ...]
     targets: tuple[str, ...]
     arms: dict[str, ArmFigures]
-    beyond_control: Intervals | None
-    """Slope after minus slope of the control arm: what the terms did."""
     base_errors: Float[np.ndarray, "reader place target"]
     """The base slope over its standard error, which decides on ratios."""
     ratio_shown: Bool[np.ndarray, "reader place target"]
+
+    @property
+    def beyond_control(self) -> Intervals | None:
+        """Slope after minus slope of the control arm; None without one."""
+        control = self.arms.get("control")
+        return None if control is None else control.after_minus
 
     def index(self, reader: str, place: str, target: str) -> tuple[int, int, int]:
         """Return the index of one figure."""
@@ -140,8 +147,8 @@ def figure_set(
     Intervals are BCa for means and differences, percentiles for ratios.
 
     Args:
-        arms: Levels by arm, "before" and "after" among them; "control" is the arm
-            that "after" is held against.
+        arms: Levels by arm, "before" and "after" among them; the verdict holds
+            "after" against "control".
         base: The reference model's levels that decide where ratios are given.
         labels: Names of readers, places and targets.
         position: Where the readings were taken.
@@ -154,7 +161,10 @@ def figure_set(
     before = arms["before"].slope
     figures: dict[str, ArmFigures] = {}
     for name, levels in arms.items():
-        change = ratio = None
+        change = ratio = after_minus = None
+        if name not in ("before", "after"):
+            gap = arms["after"].slope - levels.slope
+            after_minus = bootstrap_mean(gap, **settings)
         if name != "before":
             change = bootstrap_mean(levels.slope - before, **settings)
             ratio = _ratio_where(shown, levels.slope, before, **settings)
@@ -166,13 +176,10 @@ def figure_set(
             pass_level=levels.passing.mean(axis=0),
             change=change,
             ratio=ratio,
+            after_minus=after_minus,
         )
         if ratio is not None:
             shown = shown & np.isfinite(ratio.estimate)
-    beyond = None
-    if "control" in arms:
-        gap = arms["after"].slope - arms["control"].slope
-        beyond = bootstrap_mean(gap, **settings)
     readers, places, targets = (tuple(names) for names in labels)
     return FigureSet(
         position=position,
@@ -180,7 +187,6 @@ def figure_set(
         places=places,
         targets=targets,
         arms=figures,
-        beyond_control=beyond,
         base_errors=errors,
         ratio_shown=shown,
     )

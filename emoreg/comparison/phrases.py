@@ -26,6 +26,8 @@ class Family:
     control_remaining: Interval | None
     beyond: Interval | None
     """After minus control."""
+    others: dict[str, Interval]
+    """After minus each further arm."""
 
     @property
     def present(self) -> bool:
@@ -41,7 +43,11 @@ class Family:
     def beyond_control(self) -> bool:
         """Whether the terms moved it further than the control arm moved."""
         gap = self.beyond
-        return gap is not None and gap.excludes(0.0) and gap.estimate * self.sign < 0
+        return gap is not None and self.helped(gap)
+
+    def helped(self, gap: Interval) -> bool:
+        """Whether after lies nearer to none than the arm it is held against."""
+        return gap.excludes(0.0) and gap.estimate * self.sign < 0
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -90,9 +96,10 @@ def sentences(family: Family) -> list[str]:
         said.append(f"After: {span(family.after)} σ_ref.")
     if family.control is None or family.beyond is None:
         said.append("Training and terms cannot be told apart without a control arm.")
-        return said
-    said.append(f"Control arm: {span(family.control)} σ_ref{_control(family)}.")
-    said.append(f"After minus control: {span(family.beyond)} σ_ref, {_beyond(family)}.")
+    else:
+        said.append(f"Control arm: {span(family.control)} σ_ref{_control(family)}.")
+        said.append(_after_minus(family, "control", family.beyond))
+    said += [_after_minus(family, arm, gap) for arm, gap in family.others.items()]
     return said
 
 
@@ -175,13 +182,13 @@ def _control(family: Family) -> str:
     return f", {percent(ratio)} remains: {halved}"
 
 
-def _beyond(family: Family) -> str:
-    gap = family.beyond
-    if gap is None or not gap.excludes(0.0):
-        return "no difference was found by these checks"
-    if family.beyond_control:
-        return "what the terms added"
-    return "away from what the terms are for"
+def _after_minus(family: Family, arm: str, gap: Interval) -> str:
+    said = "away from what the terms are for"
+    if not gap.excludes(0.0):
+        said = "no difference was found by these checks"
+    elif family.helped(gap):
+        said = "what the terms added" if arm == "control" else "further than that arm"
+    return f"After minus {arm}: {span(gap)} σ_ref, {said}."
 
 
 def _upper(text: str) -> str:

@@ -118,6 +118,11 @@ def _family(figures: FigureSet, question: Question, name: str, sign: int) -> Fam
         control=control.slope.at(*index) if control else None,
         control_remaining=_shown(control.ratio, index) if control else None,
         beyond=figures.beyond_control.at(*index) if figures.beyond_control else None,
+        others={
+            arm: own.after_minus.at(*index)
+            for arm, own in figures.arms.items()
+            if own.after_minus is not None and arm != "control"
+        },
     )
 
 
