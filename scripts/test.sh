@@ -26,7 +26,7 @@ check "ruff check" .venv/bin/ruff check .
 check "ruff format" .venv/bin/ruff format --check .
 check "pyright" .venv/bin/pyright --pythonpath .venv/bin/python
 check "pytest, fast" .venv/bin/python -m pytest -q -n auto --maxprocesses 8 -m "not slow" "$@"
-check "pytest, slow" .venv/bin/python -m pytest -q -m slow "$@"
+check "pytest, slow" .venv/bin/python -m pytest -q -n auto --maxprocesses 2 --dist loadgroup -m slow "$@"
 
 if [ "${#failed[@]}" -gt 0 ]; then
   printf 'Not passed: %s\n' "${failed[@]}" >&2
