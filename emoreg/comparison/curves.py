@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.figures import FigureSet
+from emoreg.vectors.emotion_vectors import RANDOM
 
 ARM_LABELS = {
     "after": "after, with terms",
@@ -193,7 +194,9 @@ def _heat_rows(
 def _is_curve(key: str) -> bool:
     named = key in ("loss", "eval_loss", "kl", "reward", "entropy")
     means = ("/fail", "/pass", "/slope", "/assistant")
-    reading = key.startswith("emotion/") and key.endswith(means)
+    # Random twins stand beside a run's own readings; here each line is an arm.
+    twin = f"/{RANDOM}/" in key
+    reading = key.startswith("emotion/") and key.endswith(means) and not twin
     return named or reading or key.startswith("emotion_loss/")
 
 

@@ -40,7 +40,9 @@ def measure(
         model: The model, with or without an adapter.
         tokenizer: Its tokenizer.
         prompts: Twins, or conversations with an outcome per Assistant turn.
-        vectors: The model's emotion vectors; every reader in them is used.
+        vectors: The model's emotion vectors; every reader in them is used. Random
+            directions are not: they are a control of live readings and of training
+            arms, and no verdict rests on them.
         reference: Gives the table its units, so that thresholds are one everywhere.
         arm: Name of the model in comparisons.
         guards: Guard rails measured beside (`emoreg.comparison.guards`).
@@ -93,7 +95,7 @@ def _meta(
         "prompts_hash": _prompts_hash(conversations),
         "reference_hash": None if reference is None else reference.hash,
         "layer_plan": asdict(plan),
-        "units": _units(reference),
+        "units": _units(reference, vectors.readers),
         "dtype": str(next(model.parameters()).dtype),
         "software": {n: version(n) for n in ("torch", "transformers", "emoreg")},
     }
@@ -113,11 +115,15 @@ def _row(segment: Segment, conversation: Conversation) -> dict[str, Any]:
     }
 
 
-def _units(reference: Reference | None) -> dict[str, Any] | None:
+def _units(
+    reference: Reference | None, readers: Sequence[str]
+) -> dict[str, Any] | None:
+    """Return the units of the table's readers, which are not all of the reference's."""
     if reference is None:
         return None
+    rows = [reference.readers.index(reader) for reader in readers]
     names = ("sigma_ref", "success_level", "success_std")
-    return {name: getattr(reference, name).tolist() for name in names}
+    return {name: getattr(reference, name)[rows].tolist() for name in names}
 
 
 def _adapter(model: nn.Module) -> str | None:

@@ -11,7 +11,13 @@ from torch import Tensor
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
 from emoreg.losses.band import BandPenalty
 from emoreg.losses.contrast import ContrastPenalty
-from emoreg.losses.term import AbstractTerm, Probe, probe_of, refuse_audit_items
+from emoreg.losses.term import (
+    AbstractTerm,
+    Probe,
+    probe_of,
+    refuse_audit_items,
+    refuse_mixed_placebo,
+)
 from emoreg.residual.layers import LayerPlan
 from emoreg.vectors.corpus import Corpus, Roles
 from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
@@ -83,8 +89,8 @@ def decouple(
         vectors: The model's emotion vectors.
         reference: What `calibrate` measured with these vectors.
         readers: Which directions the contrast acts on, all alike; band and meaning
-            anchor use the first. None takes `lda` and `mean-difference`, as far as the
-            vectors have them. Audit readers are refused.
+            anchor use the first. None takes `lda` and `mean-difference`, as far as
+            there. `("random",)` makes a placebo arm, in units of its own.
         contrast: Weight of `ContrastPenalty`, the decoupler itself, shared evenly by
             one for each reader.
         band: Weight of `BandPenalty` on calm.
@@ -96,8 +102,8 @@ def decouple(
         roles: Which emotions are lowered and raised; the packaged roles when None.
 
     Raises:
-        ValueError: If the reference belongs to other vectors, none of the loss
-            emotions or readers is among them, or an audit item is asked for.
+        ValueError: If the reference belongs to other vectors, they have none of the
+            loss emotions or readers, or an audit item or a mixed placebo is asked for.
     """
     _check_same_vectors(reference, vectors)
     roles = Corpus.packaged().roles() if roles is None else roles
@@ -152,7 +158,7 @@ def _loss_emotions(
 def _loss_readers(
     vectors: EmotionVectors, asked: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """Return the readers that the contrast acts on, at least one."""
+    """Return the readers that the contrast acts on, at least one and not mixed."""
     known = tuple(reader for reader in LOSS_READERS if reader in vectors.readers)
     readers = known if asked is None else tuple(asked)
     if not readers:
@@ -160,6 +166,7 @@ def _loss_readers(
             f"`readers` must name a reader of the vectors, {vectors.readers}; by "
             f"default those of {LOSS_READERS} among them; found none"
         )
+    refuse_mixed_placebo(readers)
     return readers
 
 

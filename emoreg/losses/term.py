@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from emoreg.vectors.corpus import Roles
-from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.emotion_vectors import RANDOM, EmotionVectors
 from emoreg.vectors.readers import AUDIT_READERS
 
 Reduce = Callable[[Tensor], Tensor]
@@ -175,6 +175,20 @@ def refuse_audit_items(
             )
 
 
+def refuse_mixed_placebo(readers: Sequence[str]) -> None:
+    """Keep random directions out of an arm that acts on real ones.
+
+    Raises:
+        ValueError: If some of `readers` are random, and not all.
+    """
+    if RANDOM in readers and set(readers) != {RANDOM}:
+        raise ValueError(
+            "a placebo must act on random directions alone, or nothing can be said of "
+            f"what they did; got the readers {', '.join(map(repr, readers))}. Train an "
+            f"arm of its own with `readers=({RANDOM!r},)`"
+        )
+
+
 def probe_of(
     vectors: EmotionVectors,
     *,
@@ -187,7 +201,8 @@ def probe_of(
     """Return the probe of `reader` at `layers` for `emotions`."""
     rows = [vectors.layer_index(layer) for layer in layers]
     columns = list(vectors.emotion_indices(emotions))
-    chosen = vectors.directions[vectors.reader_index(reader)][rows][:, columns]
+    units = [vectors.unit_directions(layer=layer, reader=reader) for layer in layers]
+    chosen = torch.stack(units)[:, columns]
     centre = torch.einsum("ld,led->le", vectors.centre[rows], chosen)
     return Probe(
         directions=chosen,

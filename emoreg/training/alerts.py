@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from emoreg.vectors.emotion_vectors import RANDOM
+
 logger = logging.getLogger(__name__)
 
 
@@ -20,7 +22,8 @@ class Alert:
     """
 
     key: str
-    """Logged keys that are looked at; `*` matches anything."""
+    """Logged keys that are looked at; `*` matches anything but `random`, whose readings
+    are a control: name it to be alerted to them."""
     above: float = math.inf
     """Largest value that is in order. In z-scores 2.33 is the 99th percentile of the
     reference's passing turns, if those are normal."""
@@ -40,6 +43,13 @@ class Alert:
             )
         if self.patience < 1:
             raise ValueError(f"`patience` must be at least 1, got {self.patience}")
+
+    def keys(self, metrics: Mapping[str, float]) -> list[str]:
+        """Return which of the logged keys are looked at."""
+        found, twin = fnmatch.filter(metrics, self.key), f"/{RANDOM}/"
+        if self is _FINITE or twin in self.key:
+            return found
+        return [key for key in found if twin not in key]
 
     def broken_by(self, value: float) -> bool:
         """Return whether a value is out of order; NaN always is."""
@@ -71,7 +81,7 @@ class Alarm:
         """
         stop = False
         for number, alert in enumerate(self.alerts):
-            for key in fnmatch.filter(metrics, alert.key):
+            for key in alert.keys(metrics):
                 value = metrics[key]
                 name = f"{number}:{key}"
                 broken = alert.broken_by(value)

@@ -10,6 +10,7 @@ from emoreg.losses.term import (
     AbstractDecisionTerm,
     AbstractTerm,
     refuse_audit_items,
+    refuse_mixed_placebo,
 )
 from emoreg.residual.capture import Captured
 from emoreg.residual.layers import (
@@ -232,12 +233,13 @@ def _check_probes(terms: Sequence[AbstractTerm], width: int, depth: int) -> None
 
 
 def _refuse_audit(terms: Sequence[AbstractTerm], roles: Roles, plan: LayerPlan) -> None:
-    for term in terms:
-        if isinstance(term, AbstractDecisionTerm | MeaningAnchor):
-            refuse_audit_items(
-                roles,
-                emotions=term.probe.emotions,
-                layers=term.probe.layers,
-                audit_layers=plan.audit,
-                reader=term.probe.reader,
-            )
+    reading = [t for t in terms if isinstance(t, AbstractDecisionTerm | MeaningAnchor)]
+    refuse_mixed_placebo([term.probe.reader for term in reading])
+    for term in reading:
+        refuse_audit_items(
+            roles,
+            emotions=term.probe.emotions,
+            layers=term.probe.layers,
+            audit_layers=plan.audit,
+            reader=term.probe.reader,
+        )

@@ -16,7 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.layers import LayerPlan, model_name, num_layers
 from emoreg.vectors.corpus import Corpus
-from emoreg.vectors.emotion_vectors import EmotionVectors, load_tensors, save_tensors
+from emoreg.vectors.emotion_vectors import (
+    RANDOM,
+    EmotionVectors,
+    load_tensors,
+    save_tensors,
+)
 from emoreg.vectors.extract import neutral_ids
 from emoreg.vectors.reading import TurnReadings, read_conversations
 from emoreg.vectors.transcripts import Conversation, Transcript
@@ -43,6 +48,7 @@ class Reference:
     gap: Float[Tensor, "reader layer emotion"]
     """Mean twin difference."""
     readers: tuple[str, ...]
+    """Those of the vectors, and `random` since that is calibrated as well."""
     layers: tuple[int, ...]
     emotions: tuple[str, ...]
     plan: LayerPlan
@@ -81,10 +87,15 @@ class Reference:
         ):
             missing = [item for item in asked if item not in known]
             if missing:
+                what = "Extract vectors that have it and calibrate again"
+                if missing == [RANDOM]:
+                    what = (
+                        "All vectors have it: calibrate again (`emoreg calibrate`), an "
+                        "earlier version did not measure its units"
+                    )
                 raise ValueError(
                     f"`{name}` must be among those calibrated, {known}, got "
-                    f"{', '.join(map(repr, missing))}. Extract vectors that have it "
-                    "and calibrate again"
+                    f"{', '.join(map(repr, missing))}. {what}"
                 )
         table = getattr(self, figure)[self.readers.index(reader)]
         rows = [self.layers.index(layer) for layer in layers]
@@ -144,7 +155,7 @@ def calibrate(
         model: The model before training.
         tokenizer: Its tokenizer.
         transcripts: Training twins, whole or cut to some rounds.
-        vectors: The model's emotion vectors.
+        vectors: The model's emotion vectors; random directions are measured as well.
         corpus: Where the anchors' passages come from; the packaged one when None.
         plan: Loss, audit and monitored layers; `LayerPlan.for_depth` when None.
         passages: Stories, and at most as many neutral passages, kept for the anchors.
@@ -154,25 +165,25 @@ def calibrate(
     Raises:
         ValueError: With fewer than 4 twins, or another model's vectors.
     """
-    conversations = as_conversations(transcripts)
+    conversations, readers = as_conversations(transcripts), (*vectors.readers, RANDOM)
     readings = read_conversations(
         model,
         tokenizer,
         conversations,
         vectors,
+        readers=readers,
         budget=budget,
         description="Calibrating",
         quiet=quiet,
     )
-    passing = _passing(readings)
-    differences = _enough(_differences(readings, conversations))
+    passing, differences = _passing(readings), _differences(readings, conversations)
     corpus = Corpus.packaged() if corpus is None else corpus
     return Reference(
         sigma_ref=_floored(differences.std(0, ddof=1)),
         success_level=torch.from_numpy(passing.mean(0)),
         success_std=_floored(passing.std(0, ddof=1)),
         gap=torch.from_numpy(differences.mean(0)),
-        readers=vectors.readers,
+        readers=readers,
         layers=vectors.layers,
         emotions=vectors.emotions,
         plan=plan or LayerPlan.for_depth(num_layers(model)),
@@ -182,7 +193,7 @@ def calibrate(
         provenance={
             "model": model_name(model),
             "twins": len(differences),
-            "conversations": [conversation.id for conversation in conversations],
+            "conversations": [talk.id for talk in conversations],
             "corpus_hash": corpus.hash(),
         },
     )
@@ -214,10 +225,7 @@ def _differences(
         position=[segment.position for segment in readings.segments],
     )
     pairs = pair_twins(columns, position="decision")
-    return average_rounds(readings.values, pairs).values.astype(np.float32)
-
-
-def _enough(differences: np.ndarray) -> np.ndarray:
+    differences = average_rounds(readings.values, pairs).values.astype(np.float32)
     if len(differences) < 4:
         raise ValueError(
             "`transcripts` must hold at least 4 twins (a failing and a passing version "

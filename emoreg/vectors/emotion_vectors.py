@@ -16,8 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from emoreg.vectors.random_directions import random_directions
+
 FORMAT = "emoreg.vectors/1"
 MEAN_DIFFERENCE, LDA, LOGISTIC = "mean-difference", "lda", "logistic"
+RANDOM = "random"
+"""A reader that all vectors have and no file holds: the placebo."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -29,6 +33,9 @@ class EmotionVectors:
     emotions`, with the neutral subspace projected out
     (https://transformer-circuits.pub/2026/emotions/index.html): steer with it. `lda`
     reads better and is what losses act on; `logistic` is for the audit alone.
+    Readings by `random` are there for all vectors: random unit directions, one for
+    each layer and emotion, to which no text has contributed. They are not among
+    `readers`, which is what can be judged by.
     """
 
     directions: Float[Tensor, "reader layer emotion d_model"]
@@ -54,6 +61,12 @@ class EmotionVectors:
             raise ValueError(
                 "`directions` must be (readers, layers, emotions, d_model) = "
                 f"{(*shape, 'd_model')}, got {tuple(self.directions.shape)}"
+            )
+        if RANDOM in self.readers:
+            raise ValueError(
+                f"`readers` must not hold {RANDOM!r}, which is the name of the random "
+                f"directions that all vectors have, got {self.readers}. Name it "
+                "otherwise"
             )
         if len(set(self.emotions)) != len(self.emotions):
             raise ValueError("`emotions` must be distinct, found a name twice")
@@ -108,6 +121,24 @@ class EmotionVectors:
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def unit_directions(
+        self, *, layer: int, reader: str | None = None
+    ) -> Float[Tensor, "emotion d_model"]:
+        """Return the unit directions of all emotions at one layer.
+
+        Args:
+            layer: Decoder block.
+            reader: Which directions, `random` among them; the first of `readers` when
+                None.
+
+        Raises:
+            ValueError: If there is no such layer or reader.
+        """
+        row = self.layer_index(layer)
+        if reader == RANDOM:
+            return random_directions(self.d_model, layer, self.emotions)
+        return self.directions[self.reader_index(reader), row]
+
     def project(
         self, x: Float[Tensor, "... d_model"], *, layer: int, reader: str | None = None
     ) -> Float[Tensor, "... emotion"]:
@@ -116,11 +147,11 @@ class EmotionVectors:
         Args:
             x: Residual stream at `layer`, in the model's own units.
             layer: Decoder block whose output `x` is.
-            reader: Which directions; the first of `readers` when None.
+            reader: Which directions, `random` among them; the first of `readers` when
+                None.
         """
-        row = self.layer_index(layer)
-        unit = self.directions[self.reader_index(reader), row].to(x.device)
-        centred = x.float() - self.centre[row].to(x.device)
+        unit = self.unit_directions(layer=layer, reader=reader).to(x.device)
+        centred = x.float() - self.centre[self.layer_index(layer)].to(x.device)
         return centred @ unit.T
 
     def cosine(
@@ -133,7 +164,11 @@ class EmotionVectors:
     def scores(
         self, x: Float[Tensor, "... d_model"], *, layer: int, reader: str | None = None
     ) -> Float[Tensor, "... emotion"]:
-        """Return class scores: the largest names the emotion of a text's mean."""
+        """Return class scores: the largest names the emotion of a text's mean.
+
+        Raises:
+            ValueError: If there is no such reader; the random one has no scores.
+        """
         at = (self.reader_index(reader), self.layer_index(layer))
         projection = self.project(x, layer=layer, reader=reader)
         return projection * self.scale[at].to(x.device) + self.offset[at].to(x.device)
@@ -142,8 +177,8 @@ class EmotionVectors:
         self, emotion: str, *, layer: int, reader: str | None = None
     ) -> Float[Tensor, " d_model"]:
         """Return the unit direction of one emotion."""
-        at = (self.reader_index(reader), self.layer_index(layer))
-        return self.directions[at][self.emotion_indices([emotion])[0]]
+        units = self.unit_directions(layer=layer, reader=reader)
+        return units[self.emotion_indices([emotion])[0]]
 
     def subset(self, emotions: Sequence[str]) -> "EmotionVectors":
         """Return the vectors of `emotions` only, with the same centre."""
@@ -195,7 +230,10 @@ class EmotionVectors:
         if reader is None:
             return 0
         if reader not in self.readers:
-            raise ValueError(f"`reader` must be one of {self.readers}, got {reader!r}")
+            hint = ", which has directions alone" if reader == RANDOM else ""
+            raise ValueError(
+                f"`reader` must be one of {self.readers}, got {reader!r}{hint}"
+            )
         return self.readers.index(reader)
 
     def check_model(self, *, d_model: int, num_layers: int, name: str = "") -> None:

@@ -47,11 +47,14 @@ def read_conversations(
     conversations: Sequence[Conversation],
     vectors: EmotionVectors,
     *,
+    readers: Sequence[str] | None = None,
     budget: int = 2048,
     description: str = "Reading conversations",
     quiet: bool = False,
 ) -> TurnReadings:
     """Read every Assistant turn, teacher-forced: the given text, nothing sampled.
+
+    `readers` says with which directions, those of `vectors` when None.
 
     Raises:
         ValueError: If there is none, the vectors are another model's, or a
@@ -67,7 +70,8 @@ def read_conversations(
         _check_turns(conversation, len(found))
     segments = _segments(conversations, spans)
     at = {(s.conversation, s.turn, s.position): i for i, s in enumerate(segments)}
-    shape = (len(vectors.readers), len(vectors.layers), len(vectors.emotions))
+    readers = vectors.readers if readers is None else tuple(readers)
+    shape = (len(readers), len(vectors.layers), len(vectors.emotions))
     values = np.full((len(segments), *shape), np.nan, dtype=np.float32)
     norms = np.full((len(segments), shape[1]), np.nan, dtype=np.float32)
 
@@ -82,7 +86,7 @@ def read_conversations(
             for column, layer in enumerate(vectors.layers):
                 pooled = _pooled(captured[layer][k], segments, wanted)
                 index = [i for i, _ in wanted]
-                values[index, :, column] = _project(vectors, pooled, layer)
+                values[index, :, column] = _project(vectors, pooled, layer, readers)
                 norms[index, column] = pooled.norm(dim=-1).cpu().numpy()
 
     read_stream(
@@ -157,9 +161,10 @@ def _pooled(
     return torch.stack(rows)
 
 
-def _project(vectors: EmotionVectors, pooled: Tensor, layer: int) -> np.ndarray:
+def _project(
+    vectors: EmotionVectors, pooled: Tensor, layer: int, readers: Sequence[str]
+) -> np.ndarray:
     readings = [
-        vectors.project(pooled, layer=layer, reader=reader)
-        for reader in vectors.readers
+        vectors.project(pooled, layer=layer, reader=reader) for reader in readers
     ]
     return torch.stack(readings, dim=1).cpu().numpy()
