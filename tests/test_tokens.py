@@ -1,7 +1,8 @@
 """Decision tokens and Assistant spans, against searching the text by hand."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from emoreg.residual.tokens import (
+    Thoughts,
     TurnMarkers,
     conversation_ids,
     real_tokens_from,
@@ -334,3 +336,196 @@ def test_a_cut_turn_ends_where_the_next_document_begins(
     ]
     assert int(markers.assistant_tokens(row, starts).sum()) == sum(alone)
     assert int(markers.assistant_tokens(row).sum()) > sum(alone)  # control
+
+
+# -- thoughts --------------------------------------------------------------------------
+
+# A thought is opened for the model, and kept in the last turn alone: as in QwQ.
+PROMPTED_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'user' or loop.last %}{{ message['content'] }}"
+    "{% else %}{{ message['content'].split('</think>')[-1] }}{% endif %}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+# Every turn begins within a thought, as does the generation prompt.
+INSIDE_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}<think>\n{% endif %}"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+# Every turn is given an empty thought, the generation prompt is not: as in GLM.
+EMPTY_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}<think></think>\n{% endif %}"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Template, whether its markers are tokens, and the opening, written out by hand.
+THINKERS = {
+    "tokens": (CHAT_TEMPLATE, True, "<|im_start|>assistant\n"),
+    "letters": (THINK_TEMPLATE, False, "<|im_start|>assistant\n"),
+    "prompted": (PROMPTED_TEMPLATE, True, "<|im_start|>assistant\n"),
+    "inside": (INSIDE_TEMPLATE, True, "<|im_start|>assistant\n<think>\n"),
+    "empty": (EMPTY_TEMPLATE, True, "<|im_start|>assistant\n"),
+}
+REPLIES = (
+    "plain é",
+    "<think>why 🙂</think>so",
+    "<think>never closed",
+    "not opened</think>so",
+    "<think>one</think>two<think>three</think>four",
+    "<think></think>",
+    "a</think>b</think>c",
+    "",
+)
+QUESTIONS = ("hi", "what does <think> mean?", "</think>", "and <think>this</think>?")
+
+
+def thinker(
+    tokenizer: PreTrainedTokenizerFast, name: str
+) -> tuple[TurnMarkers, tuple[str, ...]]:
+    """Markers of a template, with what is one token to its tokenizer."""
+    template, tokens, _ = THINKERS[name]
+    tokenizer.chat_template = template
+    if tokens:
+        tokenizer.add_tokens(["<think>", "</think>"])
+    single = ("<|im_start|>", "<|im_end|>", *(("<think>", "</think>") * tokens))
+    return TurnMarkers.of(tokenizer), single
+
+
+def letters(text: str, single: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """Walk through a text: each marker or letter with how many tokens it makes."""
+    at = 0
+    while at < len(text):
+        marks = (*single, "<think>", "</think>")
+        found = next((m for m in marks if text.startswith(m, at)), text[at])
+        yield found, 1 if found in single else len(found.encode())
+        at += len(found)
+
+
+def by_hand(text: str, opening: str, single: tuple[str, ...]) -> tuple[set, set]:
+    """Positions of thinking and of answering, by walking through the text."""
+    think: set[int] = set()
+    answer: set[int] = set()
+    at = text.find(opening)
+    while at >= 0:
+        start = at + len(opening)
+        end = text.find("<|im_end|>", start)
+        said = text[start : len(text) if end < 0 else end]
+        place = sum(n for _, n in letters(text[:start], single))
+        marks = [m for m, _ in letters(said, single) if "think>" in m]
+        thinking = "<think>" in opening or marks[:1] == ["</think>"]
+        for letter, tokens in letters(said, single):
+            if letter in ("<think>", "</think>"):
+                thinking = letter == "<think>"
+            else:
+                (think if thinking else answer).update(range(place, place + tokens))
+            place += tokens
+        at = text.find(opening, start)
+    return think, answer
+
+
+def texts_of(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Dialogues of one to three turns, rollouts, and some that were cut."""
+    found = []
+    for number, reply in enumerate(REPLIES):
+        turns = [t for k in range(1 + number % 3) for t in (
+            QUESTIONS[(number + k) % 4], REPLIES[(number + 3 * k) % len(REPLIES)]
+        )]  # fmt: skip
+        talk = dialogue(*turns, QUESTIONS[number % 4], reply)
+        found.append(render(tokenizer, talk))
+        asked = render(tokenizer, talk[:-1], generation_prompt=True)
+        found.append(f"{asked}{reply}<|im_end|>\n")
+        found.append(found[-1][: -3 - 4 * (number % 4)])
+    return found
+
+
+def marked(thoughts: Thoughts | None, row: int = 0) -> tuple[set[int], set[int]]:
+    assert thoughts is not None
+    both = (thoughts.think[row], thoughts.answer[row])
+    think, answer = (set(positions(mask)) for mask in both)
+    return think, answer
+
+
+def shifted(found: tuple[set[int], set[int]], by: int) -> tuple[set[int], set[int]]:
+    think, answer = ({i + by for i in part} for part in found)
+    return think, answer
+
+
+@pytest.mark.parametrize("name", THINKERS)
+def test_thoughts_equal_a_walk_through_the_text(
+    tokenizer: PreTrainedTokenizerFast, name: str
+) -> None:
+    markers, single = thinker(tokenizer, name)
+    opening = THINKERS[name][2]
+    assert tokenizer.decode(list(markers.opening)) == opening
+    texts = texts_of(tokenizer)
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    wanted = [by_hand(text, opening, single) for text in texts]
+    assert any(think for think, _ in wanted)
+    assert any(answer for _, answer in wanted)
+    swapped, same = replace(markers, thinking=markers.thinking[::-1]), 0  # type: ignore
+    for ids, expected in zip(rows, wanted, strict=True):
+        row = as_row(ids)
+        spoken = markers.assistant_tokens(row)
+        found = markers.thoughts(row, spoken)
+        assert marked(found) == expected
+        rest = set(positions(spoken[0])) - expected[0] - expected[1]
+        between = str(tokenizer.decode([ids[i] for i in sorted(rest)]))
+        assert between.replace("</think>", "").replace("<think>", "") == ""
+        same += marked(swapped.thoughts(row, spoken)) == expected
+    assert same < len(rows) / 2  # control: the walk does tell opening from closing
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        ids, real = batch["input_ids"], batch["attention_mask"].bool()
+        found = markers.thoughts(ids, markers.assistant_tokens(ids) & real)
+        for k, row in enumerate(rows):
+            by = ids.shape[1] - len(row) if side == "left" else 0
+            assert marked(found, k) == shifted(wanted[k], by)
+    starts = torch.tensor([[i == 0 for row in rows for i in range(len(row))]])
+    packed = as_row([token for row in rows for token in row])
+    spoken = markers.assistant_tokens(packed, starts)
+    think, answer, at = set(), set(), 0
+    for row, expected in zip(rows, wanted, strict=True):
+        moved = shifted(expected, at)
+        think, answer, at = think | moved[0], answer | moved[1], at + len(row)
+    assert marked(markers.thoughts(packed, spoken)) == (think, answer)
+
+
+def test_a_tokenizer_without_think_markers_splits_nothing(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    markers = TurnMarkers.of(tokenizer)
+    row = as_row(conversation_ids(tokenizer, dialogue("a", "<think>b</think>c")))
+    assert markers.thinking is None
+    assert markers.thoughts(row, markers.assistant_tokens(row)) is None
+    tokenizer.add_tokens(["[THINK]", "[/THINK]"])  # control
+    other = TurnMarkers.of(tokenizer)
+    assert [len(ids) for ids in other.thinking or ()] == [1, 1]
+    assert (other.opening, other.closing) == (markers.opening, markers.closing)
+
+
+def test_markers_that_are_joined_with_their_neighbors_are_said_to_be(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {piece: i for i, piece in enumerate([*alphabet, ">Ċ"])}
+    core = Tokenizer(models.BPE(vocab=vocab, merges=[(">", "Ċ")]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(  # type: ignore[attr-defined]
+        add_prefix_space=False, use_regex=False
+    )
+    core.decoder = decoders.ByteLevel()  # type: ignore[attr-defined]
+    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    joining = PreTrainedTokenizerFast(tokenizer_object=core, **special)
+    for made, splits in ((tokenizer, True), (joining, False), (joining, False)):
+        made.chat_template = THINK_TEMPLATE
+        markers = TurnMarkers.of(made)
+        assert (markers.thinking is not None) == splits
+        assert made.decode(list(markers.opening)) == "<|im_start|>assistant\n"
+    told = [r.getMessage() for r in caplog.records]
+    assert len(told) == 1  # once, however often it is asked
+    assert "joins with their neighbors" in told[0]

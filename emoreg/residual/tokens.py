@@ -1,18 +1,34 @@
-"""Which tokens are read: real ones, Assistant turns, decision tokens."""
+"""Which tokens are read: real ones, Assistant turns, decision tokens, thoughts."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 Messages = Sequence[dict[str, str]]
 
 # Two probes whose words no template can contain; they differ in nothing else.
 _USER, _ASSISTANT = "quizzical zebra", "vexed walrus"
+
+_THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("◁think▷", "◁/think▷"),
+)
+"""How families of reasoning models open and close a thought."""
+
+logger = logging.getLogger(__name__)
 
 
 def real_tokens_from(
@@ -23,6 +39,17 @@ def real_tokens_from(
     Padding is not counted, on whichever side it stands.
     """
     return (attention_mask.cumsum(1) >= start) & attention_mask.bool()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Thoughts:
+    """Which of the Assistant's tokens are thinking, and which are what it then says.
+
+    The markers themselves are neither.
+    """
+
+    think: Bool[Tensor, "batch pos"]
+    answer: Bool[Tensor, "batch pos"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +66,8 @@ class TurnMarkers:
     """The generation prompt, or what follows user text where there is none."""
     closing: tuple[int, ...]
     """What follows Assistant text, up to the first special token if there is one."""
+    thinking: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    """What opens and what closes a thought; None where the tokenizer has neither."""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "TurnMarkers":
@@ -52,32 +81,44 @@ class TurnMarkers:
         plain = render(tokenizer, asked)
         whole = render(tokenizer, [*asked, _assistant(_ASSISTANT), *asked])
         start, end = whole.find(_ASSISTANT), whole.find(_ASSISTANT) + len(_ASSISTANT)
-        prompt = opened[len(plain) :] if opened.startswith(plain) else ""
-        prompt = prompt or whole[whole.find(_USER) + len(_USER) : start]
         after = whole[end : whole.find(_USER, end)]
-        ids = _ids(tokenizer, whole)
-        if start >= 0 and whole[:start].startswith(opened):
+        thought = _thought_markers(tokenizer)
+        thinking = thought and (
+            _ids(tokenizer, thought[0]),
+            _ids(tokenizer, thought[1]),
+        )
+        for before in _before_speech(opened, plain, thought):
+            prompt = before[len(plain) :] if before.startswith(plain) else ""
+            prompt = prompt or whole[whole.find(_USER) + len(_USER) : start]
+            if start < 0 or not whole[:start].startswith(before):
+                continue
             for opening in _ways(tokenizer, prompt):
                 for closing in _endings(tokenizer, after):
-                    markers = cls(opening=opening, closing=closing)
-                    inside = markers.assistant_tokens(torch.tensor([ids]))[0]
-                    found = torch.tensor(ids)[inside].tolist()
-                    if str(tokenizer.decode(found)).strip() == _ASSISTANT:
-                        return markers
+                    found = cls(opening=opening, closing=closing, thinking=thinking)
+                    if found._single_out_the_probe(tokenizer, whole):
+                        return found
         raise ValueError(
             "the chat template must write the generation prompt just before Assistant "
             "text, and something after it, so that decision tokens can be found; this "
             "one does not. Set `tokenizer.chat_template` to one that does"
         )
 
+    def _single_out_the_probe(
+        self, tokenizer: PreTrainedTokenizerBase, whole: str
+    ) -> bool:
+        """Say whether what the Assistant says in the probe is what it was given."""
+        row = torch.tensor([_ids(tokenizer, whole)])
+        said = self.assistant_tokens(row)
+        thoughts = self.thoughts(row, said)
+        if thoughts is not None:  # a template may write an empty thought before it
+            said = thoughts.think | thoughts.answer
+        return str(tokenizer.decode(row[said].tolist())).strip() == _ASSISTANT
+
     def decision_tokens(
         self, input_ids: Int[Tensor, "batch pos"]
     ) -> Bool[Tensor, "batch pos"]:
         """Mark the last token of each Assistant turn's generation prompt."""
-        found = torch.zeros_like(input_ids, dtype=torch.bool)
-        matches = _matches(input_ids, self.opening)
-        found[:, found.shape[1] - matches.shape[1] :] = matches
-        return found
+        return _at_end(_matches(input_ids, self.opening), input_ids.shape[1])
 
     def assistant_tokens(
         self,
@@ -90,15 +131,38 @@ class TurnMarkers:
         was cut off ends there.
         """
         decision = self.decision_tokens(input_ids)
-        matches = _matches(input_ids, self.closing)
-        closes = torch.zeros_like(decision)
-        closes[:, : matches.shape[1]] = matches
+        closes = _at_start(_matches(input_ids, self.closing), input_ids.shape[1])
         closes = closes if starts is None else closes | starts
-        position = torch.arange(input_ids.shape[1], device=input_ids.device)
-        before = torch.full_like(input_ids, -1)
-        opened_at = torch.where(decision, position, before).cummax(1).values
-        closed_at = torch.where(closes, position, before).cummax(1).values
+        opened_at, closed_at = _latest(decision), _latest(closes)
         return (opened_at >= 0) & (opened_at > closed_at) & ~decision
+
+    def thoughts(
+        self, input_ids: Int[Tensor, "batch pos"], spoken: Bool[Tensor, "batch pos"]
+    ) -> Thoughts | None:
+        """Split Assistant tokens into thinking and answer; None without such markers.
+
+        A thought lasts from its opening marker, which may stand in the generation
+        prompt, to its closing one or, where there is none, to the end of the turn. A
+        turn that closes a thought which nothing opened began with it.
+
+        Args:
+            input_ids: The tokens that the model reads.
+            spoken: Those of Assistant turns, as `assistant_tokens` marks them.
+        """
+        if self.thinking is None:
+            return None
+        opens, closes = (_matches(input_ids, marker) for marker in self.thinking)
+        size = input_ids.shape[1]
+        opened_at = _latest(_at_end(opens, size))
+        closed_at = _latest(_at_end(closes, size))
+        before_turn = _latest(self.decision_tokens(input_ids)) - len(self.opening)
+        within = (opened_at > before_turn) & (opened_at > closed_at)
+        unmarked = torch.maximum(opened_at, closed_at) <= before_turn
+        ahead = torch.minimum(_next(_at_start(opens, size)), _next(~spoken))
+        unopened = unmarked & (_next(_at_start(closes, size)) < ahead)
+        marks = _covered(opens, size) | _covered(closes, size)
+        think = spoken & (within | unopened)
+        return Thoughts(think=think & ~marks, answer=spoken & ~think & ~marks)
 
     def decision_positions(
         self, input_ids: Int[Tensor, "batch pos"], turns: int
@@ -168,6 +232,91 @@ def _endings(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, .
         at = [i for i, token in enumerate(ids) if token in special]
         endings += [ids[: at[0] + 1], ids[at[0] : at[0] + 1]] if at else [ids]
     return endings
+
+
+def _thought_markers(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+    """Return what opens and closes a thought, if the tokenizer or template knows it.
+
+    A marker that is joined with its neighbors into other tokens can't be found again.
+    """
+    known = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    template = str(tokenizer.chat_template)
+    for pair in _THOUGHTS:
+        if known.issuperset(pair):
+            return pair
+        if all(marker in template for marker in pair):
+            if all(_keeps_whole(tokenizer, marker) for marker in pair):
+                return pair
+            _say_joined(*pair)
+    return None
+
+
+def _keeps_whole(tokenizer: PreTrainedTokenizerBase, marker: str) -> bool:
+    """Say whether a marker's tokens are the same among others as alone."""
+    ids = _ids(tokenizer, marker)
+    rows = [
+        torch.tensor([_ids(tokenizer, f"{_USER}{gap}{marker}{gap}{_USER}")])
+        for gap in ("", "\n", "\n\n", " ")
+    ]
+    found = all(bool(_matches(row, ids).any()) for row in rows)
+    return found and str(tokenizer.decode(list(ids))).strip() == marker
+
+
+@lru_cache
+def _say_joined(opening: str, closing: str) -> None:
+    logger.warning(
+        "The chat template knows %s and %s, which the tokenizer joins with their "
+        "neighbors, so that thinking and answer are not told apart. Add them to the "
+        "tokenizer as tokens to have readings of both",
+        *(opening, closing),
+    )
+
+
+def _before_speech(
+    opened: str, plain: str, thought: tuple[str, str] | None
+) -> list[str]:
+    """Return a prompt as it is rendered, and as it is without the thought it opens.
+
+    Templates that open one for the model write none, or a whole one, in turns that
+    are over, so that a turn's beginning is what stands before it.
+    """
+    at = opened.rfind(thought[0], len(plain)) if thought else -1
+    return [opened] if at < 0 else [opened, opened[:at]]
+
+
+def _latest(marks: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Return where the last mark up to each position is, -1 before the first."""
+    position = torch.arange(marks.shape[1], device=marks.device)
+    return torch.where(marks, position, -1).cummax(1).values
+
+
+def _next(marks: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Return where the first mark from each position on is, past the end if none."""
+    position = torch.arange(marks.shape[1], device=marks.device)
+    where = torch.where(marks, position, marks.shape[1])
+    return where.flip(1).cummin(1).values.flip(1)
+
+
+def _at_start(
+    matches: Bool[Tensor, "batch start"], size: int
+) -> Bool[Tensor, "batch pos"]:
+    """Mark the first token of each match."""
+    return nn.functional.pad(matches, (0, size - matches.shape[1]))
+
+
+def _at_end(
+    matches: Bool[Tensor, "batch start"], size: int
+) -> Bool[Tensor, "batch pos"]:
+    """Mark the last token of each match."""
+    return nn.functional.pad(matches, (size - matches.shape[1], 0))
+
+
+def _covered(
+    matches: Bool[Tensor, "batch start"], size: int
+) -> Bool[Tensor, "batch pos"]:
+    """Mark every token of each match."""
+    first, last = _at_start(matches, size), _at_end(matches, size)
+    return (first.long().cumsum(1) - last.long().cumsum(1)).bool() | last
 
 
 def _matches(
