@@ -1,23 +1,30 @@
 """Live readings: what the log shows of emotions, split by failing and passing."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from emoreg.losses.term import Probe, Reduce, probe_of
+from emoreg.residual.tokens import Thoughts
 from emoreg.training.alerts import Alert
+from emoreg.training.lens import Lens
 from emoreg.training.probe_set import ProbeSet
 from emoreg.training.reference import Reference
-from emoreg.training.tallies import figures, tally
-from emoreg.vectors.emotion_vectors import LDA, LOGISTIC, EmotionVectors
+from emoreg.training.tallies import figures, tally, totals
+from emoreg.vectors.emotion_vectors import LDA, LOGISTIC, RANDOM, EmotionVectors
 
-_GROUPS: tuple[str, ...] = ("fail", "pass", "assistant")
+_GROUPS: tuple[str, ...] = ("fail", "pass", "assistant", "think", "answer")
+"""The last two only where the tokenizer tells thinking from answering."""
 _MEMORY = 200.0
 """Turns after which one counts 1/e in the running slope."""
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -26,14 +33,20 @@ class Monitor:
 
     Logged per reader, emotion and layer: mean, spread and, where there are enough,
     5th and 95th percentile of the z-score at failing and at passing decision tokens
-    and over Assistant tokens; the failure slope (failing minus passing) where both
-    were seen, and the slope over the last few hundred turns. A z-score is against the
-    reference model's passing decision tokens. The audit reader's chart stands beside
-    the loss reader's: the two drifting apart is what evasion looks like.
+    and over Assistant tokens, with the mean cosine; the failure slope (failing minus
+    passing) where both were seen, and the slope over the last few hundred turns. A
+    z-score is against the reference model's passing decision tokens. A cosine is
+    `<h - c, d> / |h - c|`, with `c` the vectors' centre and `d` the unit direction: a
+    model that only shrinks its residual stream lowers its z-scores and no cosine.
+
+    Two charts stand beside the loss reader's: the audit reader's, since the two
+    drifting apart is what evasion looks like, and that of random directions, since
+    what moves those as well is no matter of emotions.
 
     Keys: `emotion/<name>/L<layer>/<reader>/<group>` with the groups `fail`, `pass`,
-    `assistant`, each alone and with `_std`, `_p05`, `_p95`; `.../slope`,
-    `.../slope_running`; `emotion_turns/{fail,pass,unknown}`; `emotion_norm/L<layer>`.
+    `assistant`, and for reasoning models `think` and `answer`, each alone and with
+    `_std`, `_p05`, `_p95`, `_cosine`; `.../slope`, `.../slope_running`;
+    `emotion_turns/{fail,pass,unknown}`; `emotion_norm/L<layer>`.
     """
 
     def __init__(
@@ -53,20 +66,20 @@ class Monitor:
             emotions: Which to log; those without a vector are refused.
             layers: Which layers; None takes the deepest loss layer and the shallowest
                 and deepest audit layers.
-            readers: None takes LDA and logistic where the file has them.
+            readers: None takes LDA and logistic where the file has them, and `random`
+                where the reference has its units.
             probe_set: Fixed dialogues to be read as well, every so many steps.
             alerts: Thresholds on what is logged. That a reading is not finite is told
                 without one.
         """
         vectors.emotion_indices(emotions)
-        preferred = [name for name in (LDA, LOGISTIC) if name in vectors.readers]
-        self.readers = tuple(readers or preferred or vectors.readers[:1])
-        for name in self.readers:
-            vectors.reader_index(name)
+        for name in readers or ():
+            vectors.unit_directions(layer=vectors.layers[0], reader=name)
         self.vectors, self.emotions = vectors, tuple(emotions)
         self.probe_set, self.alerts = probe_set, tuple(alerts)
-        self._asked_layers = layers
+        self._asked_layers, self._asked_readers = layers, readers
         self.probes: tuple[Probe, ...] = ()
+        self._lenses: dict[int, Lens] = {}
         self._sums: dict[str, _Sums] = {}
         self._running: Tensor | None = None
 
@@ -80,10 +93,129 @@ class Monitor:
         plan = reference.plan
         default = {plan.loss[-1], plan.audit[0], plan.audit[-1]}
         layers = tuple(self._asked_layers or sorted(default))
+        readers = tuple(self._asked_readers or self._default_readers(reference))
         self.probes = tuple(
-            self._probe(reader, layers, reference) for reader in self.readers
+            self._probe(reader, layers, reference) for reader in readers
         )
+        self._lenses = {layer: self._lens(layer, reference) for layer in layers}
         self._sums, self._running = {}, None
+
+    def place(self, device: torch.device) -> None:
+        """Move to `device` what readings need, so that no step has to."""
+        self.probes = tuple(probe.to(device) for probe in self.probes)
+        self._lenses = {layer: lens.to(device) for layer, lens in self._lenses.items()}
+
+    @torch.no_grad()
+    def update(
+        self,
+        streams: dict[int, Float[Tensor, "batch pos d_model"]],
+        positions: Int[Tensor, "batch turn"],
+        failure: Float[Tensor, "batch turn"],
+        assistant: Bool[Tensor, "batch pos"],
+        *,
+        turns: Bool[Tensor, "batch turn"],
+        thoughts: Thoughts | None = None,
+        mode: str = "train",
+    ) -> None:
+        """Add one batch; nothing leaves the device.
+
+        Args:
+            streams: Residual stream per layer.
+            positions: Decision tokens.
+            failure: Outcome at each; NaN where unknown or absent.
+            assistant: Marks the tokens of Assistant turns.
+            turns: Says which of the decision tokens exist.
+            thoughts: Which of the Assistant's tokens are thinking and which answer;
+                None where the tokenizer doesn't tell.
+            mode: `train` or `eval`; the two are never mixed.
+        """
+        fail, passed = failure.nan_to_num(0.0), (1 - failure).nan_to_num(0.0)
+        split = () if thoughts is None else (thoughts.think, thoughts.answer)
+        at_turns = torch.stack([fail, passed]).flatten(1)
+        at_tokens = torch.stack([assistant, *split]).flatten(1).float()
+        rows = torch.arange(positions.shape[0], device=positions.device).unsqueeze(1)
+        readings, cosines, norms = [], [], []
+        for layer in self.layers:
+            seen = self._lenses[layer].read(streams[layer].detach())
+            for values, sums, into in (
+                (seen.scores, tally, readings),
+                (seen.cosines, totals, cosines),
+            ):
+                parts = ((values[rows, positions], at_turns), (values, at_tokens))
+                into.append(torch.cat([sums(x.flatten(0, 1), w) for x, w in parts]))
+            norms.append(torch.where(assistant, seen.norms, 0.0).sum())
+        unknown = turns.sum() - fail.sum() - passed.sum()
+        counts = [fail.sum(), passed.sum(), unknown, assistant.sum().float(), *norms]
+        added = _Sums(
+            readings=torch.stack(readings),
+            cosines=torch.stack(cosines),
+            counts=torch.stack(counts),
+        )
+        self._sums[mode] = self._sums[mode] + added if mode in self._sums else added
+
+    def metrics(self, reduce: Reduce, *, mode: str = "train") -> dict[str, float]:
+        """Return the readings since the last call, over all processes, and start anew.
+
+        Every process must call it, also one that saw no failing segment.
+        """
+        if mode not in self._sums:
+            return {}
+        sums = self._sums.pop(mode).over(reduce)
+        result = _counted(sums.counts.tolist(), self.layers)
+        readings, cosines = sums.readings.numpy(), sums.cosines.numpy()
+        running = self._remember(sums.readings) if mode == "train" else None
+        for key, place in self._places():
+            result |= _scalars(key, readings[place], cosines[place])
+            if running is not None and bool((running[place][:, 0] > 0).all()):
+                fail, passed = (running[place][:, 1] / running[place][:, 0]).tolist()
+                result[f"{key}/slope_running"] = fail - passed
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the running slopes' sums, for a checkpoint."""
+        if self._running is None:
+            return {}
+        return {"running": self._running, "keys": [key for key, _ in self._places()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave, if it is of the same readings."""
+        self._running = state.get("running")
+        if "running" in state and state.get("keys") != [k for k, _ in self._places()]:
+            self._running = None
+            logger.warning(
+                "The checkpoint's running slopes are of other readings than this "
+                "monitor's; they start anew"
+            )
+
+    def _places(self) -> list[tuple[str, tuple[int, slice, int]]]:
+        """Return each reading's key and where its groups are: layer, all, column."""
+        columns = [(p.reader, emotion) for p in self.probes for emotion in p.emotions]
+        return [
+            (f"emotion/{emotion}/L{layer}/{reader}", (row, slice(None), column))
+            for row, layer in enumerate(self.layers)
+            for column, (reader, emotion) in enumerate(columns)
+        ]
+
+    def _remember(
+        self, rows: Float[Tensor, "layer group column sum"]
+    ) -> Float[Tensor, "layer side column two"]:
+        """Add counts and sums of failing and passing turns; older ones fade."""
+        new = rows[:, :2, :, :2]  # of the groups fail and pass: count and sum
+        fade = torch.exp(-new[..., :1] / _MEMORY)
+        before = 0.0 if self._running is None else self._running * fade
+        self._running = new + before
+        return self._running
+
+    def _default_readers(self, reference: Reference) -> tuple[str, ...]:
+        known = self.vectors.readers
+        chosen = tuple(name for name in (LDA, LOGISTIC) if name in known) or known[:1]
+        if RANDOM in reference.readers:
+            return (*chosen, RANDOM)
+        logger.warning(
+            "The reference has no units of random directions, so none are read beside "
+            "the emotions. Calibrate again (`emoreg calibrate`) to have them"
+        )
+        return chosen
 
     def _probe(
         self, reader: str, layers: tuple[int, ...], reference: Reference
@@ -96,109 +228,47 @@ class Monitor:
             sigma=reference.unit("success_std", **at),
         )
 
-    @torch.no_grad()
-    def update(
-        self,
-        streams: dict[int, Float[Tensor, "batch pos d_model"]],
-        positions: Int[Tensor, "batch turn"],
-        failure: Float[Tensor, "batch turn"],
-        assistant: Bool[Tensor, "batch pos"],
-        *,
-        turns: Bool[Tensor, "batch turn"],
-        mode: str = "train",
-    ) -> None:
-        """Add one batch; nothing leaves the device.
-
-        Args:
-            streams: Residual stream per layer.
-            positions: Decision tokens.
-            failure: Outcome at each; NaN where unknown or absent.
-            assistant: Marks the tokens of Assistant turns.
-            turns: Says which of the decision tokens exist.
-            mode: `train` or `eval`; the two are never mixed.
-        """
-        fail, passed = failure.nan_to_num(0.0), (1 - failure).nan_to_num(0.0)
-        spoken = assistant.float()
-        rows = torch.arange(positions.shape[0], device=positions.device).unsqueeze(1)
-        readings, norms = [], []
-        for probe in self.probes:
-            for layer in probe.layers:
-                stream = streams[layer].detach()
-                at = probe.read(stream[rows, positions], layer=layer)
-                everywhere = probe.read(stream, layer=layer)
-                readings += [tally(at, fail), tally(at, passed)]
-                readings.append(tally(everywhere, spoken))
-        for layer in self.layers:
-            size = streams[layer].detach().float().norm(dim=-1)
-            norms.append(torch.where(assistant, size, 0.0).sum())
-        unknown = turns.sum() - fail.sum() - passed.sum()
-        counts = torch.stack([fail.sum(), passed.sum(), unknown, spoken.sum(), *norms])
-        added = _Sums(readings=torch.stack(readings), counts=counts)
-        self._sums[mode] = self._sums[mode] + added if mode in self._sums else added
-
-    def metrics(self, reduce: Reduce, *, mode: str = "train") -> dict[str, float]:
-        """Return the readings since the last call, over all processes, and start anew.
-
-        Every process must call it, also one that saw no failing segment.
-        """
-        if mode not in self._sums:
-            return {}
-        sums = self._sums.pop(mode).over(reduce)
-        result = _counted(sums.counts.tolist(), self.layers)
-        rows = sums.readings.unflatten(0, (-1, len(_GROUPS)))  # place, group, emotion
-        running = self._remember(rows) if mode == "train" else None
-        places = [(p, layer) for p in self.probes for layer in p.layers]
-        for place, (probe, layer) in enumerate(places):
-            for column, emotion in enumerate(probe.emotions):
-                key = f"emotion/{emotion}/L{layer}/{probe.reader}"
-                groups = dict(zip(_GROUPS, rows[place, :, column], strict=True))
-                result |= _scalars(key, groups)
-                if running is not None and bool(
-                    (running[place, :, column, 0] > 0).all()
-                ):
-                    means = running[place, :, column, 1] / running[place, :, column, 0]
-                    result[f"{key}/slope_running"] = float(means[0] - means[1])
-        return result
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the running slopes' sums, for a checkpoint."""
-        return {} if self._running is None else {"running": self._running}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
-        self._running = state.get("running")
-
-    def _remember(
-        self, rows: Float[Tensor, "place group emotion sum"]
-    ) -> Float[Tensor, "place side emotion two"]:
-        """Add counts and sums of failing and passing turns; older ones fade."""
-        new = rows[:, :2, :, :2]  # of the groups fail and pass: count and sum
-        fade = torch.exp(-new[..., :1] / _MEMORY)
-        before = 0.0 if self._running is None else self._running * fade
-        self._running = new + before
-        return self._running
+    def _lens(self, layer: int, reference: Reference) -> Lens:
+        """Return the probes' directions at one layer, side by side."""
+        row = self.layers.index(layer)
+        at = {"layers": (layer,), "emotions": self.emotions}
+        levels = [
+            reference.unit("success_level", reader=probe.reader, **at)[0]
+            for probe in self.probes
+        ]
+        return Lens(
+            centre=self.vectors.centre[self.vectors.layer_index(layer)],
+            directions=torch.cat([probe.directions[row] for probe in self.probes]),
+            level=torch.cat(levels),
+            spread=torch.cat([probe.sigma[row] for probe in self.probes]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Sums:
     """Of all readings, and of what is counted beside them."""
 
-    readings: Float[Tensor, "place_and_group emotion sum"]
+    readings: Float[Tensor, "layer group column sum"]
+    cosines: Float[Tensor, "layer group column"]
     counts: Float[Tensor, " count"]
     """Failing, passing and unknown turns, Assistant tokens, then a norm per layer."""
 
     def __add__(self, other: "_Sums") -> "_Sums":
         return _Sums(
-            readings=self.readings + other.readings, counts=self.counts + other.counts
+            readings=self.readings + other.readings,
+            cosines=self.cosines + other.cosines,
+            counts=self.counts + other.counts,
         )
 
     def over(self, reduce: Reduce) -> "_Sums":
         """Return the sums over processes, on the host, by one reduce."""
-        flat = torch.cat([self.readings.flatten(), self.counts])
-        summed = reduce(flat).cpu()
-        size = self.readings.numel()
+        parts = (self.readings, self.cosines, self.counts)
+        summed = reduce(torch.cat([part.flatten() for part in parts])).cpu()
+        readings, cosines, counts = summed.split([part.numel() for part in parts])
         return _Sums(
-            readings=summed[:size].view_as(self.readings), counts=summed[size:]
+            readings=readings.view_as(self.readings),
+            cosines=cosines.view_as(self.cosines),
+            counts=counts,
         )
 
 
@@ -212,13 +282,16 @@ def _counted(counts: list[float], layers: tuple[int, ...]) -> dict[str, float]:
     return result
 
 
-def _scalars(key: str, groups: Mapping[str, Tensor]) -> dict[str, float]:
-    found = {group: figures(sums) for group, sums in groups.items()}
-    result = {
-        f"{key}/{group}{name}": value
-        for group, of_group in found.items()
-        for name, value in of_group.items()
-    }
-    if found["fail"] and found["pass"]:
-        result[f"{key}/slope"] = found["fail"][""] - found["pass"][""]
+def _scalars(
+    key: str, sums: Float[np.ndarray, "group sum"], cosines: Float[np.ndarray, " group"]
+) -> dict[str, float]:
+    """Return the figures of one reading in all groups that there are."""
+    result: dict[str, float] = {}
+    for group, own, cosine in zip(_GROUPS, sums, cosines, strict=False):
+        found = figures(own)
+        if found:
+            found["_cosine"] = float(cosine / own[0])
+        result |= {f"{key}/{group}{name}": value for name, value in found.items()}
+    if f"{key}/fail" in result and f"{key}/pass" in result:
+        result[f"{key}/slope"] = result[f"{key}/fail"] - result[f"{key}/pass"]
     return result

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 import torch.nn as nn
-from torch import Tensor
+from jaxtyping import Float
 
 from emoreg.losses.term import Probe
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
@@ -76,18 +77,15 @@ class ProbeSet:
         read = read_decisions(model, sequences, probes, markers, quiet=True)
         width = sum(len(p.layers) * len(p.emotions) for p in probes)
         device = world.device
-        flat = torch.tensor([x for row in turns for x in row], device=device)[None]
-        values = torch.cat([torch.zeros(0, width), *read]).to(device)[None]
-        sums = torch.stack(
-            [
-                tally(values, flat.nan_to_num(0.0)),
-                tally(values, (1 - flat).nan_to_num(0.0)),
-            ]
-        )
-        return _by_key(world.reduce(sums).cpu(), probes)
+        failed = torch.tensor([x for row in turns for x in row], device=device)
+        values = torch.cat([torch.zeros(0, width), *read]).to(device)
+        weights = torch.stack([failed, 1 - failed]).nan_to_num(0.0)
+        return _by_key(world.reduce(tally(values, weights)).cpu().numpy(), probes)
 
 
-def _by_key(sums: Tensor, probes: Sequence[Probe]) -> dict[str, float]:
+def _by_key(
+    sums: Float[np.ndarray, "side column sum"], probes: Sequence[Probe]
+) -> dict[str, float]:
     result, column = {}, 0
     for probe in probes:
         for layer in probe.layers:

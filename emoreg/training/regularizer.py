@@ -176,7 +176,13 @@ class Regularizer:
                 spoken &= mask.bool()  # padding after a turn that was cut
             mode = "train" if training else "eval"
             self.monitor.update(
-                streams, positions, failure, spoken, turns=turns, mode=mode
+                streams,
+                positions,
+                failure,
+                spoken,
+                turns=turns,
+                thoughts=self.markers.thoughts(input_ids, spoken),
+                mode=mode,
             )
         if not (training and self.decision_terms):
             return None
@@ -284,8 +290,7 @@ class Regularizer:
         if self.monitor is not None:
             if self.reference is not None:
                 self.monitor.prepare(self.reference)
-            placed = [probe.to(device) for probe in self.monitor.probes]
-            self.monitor.probes = tuple(placed)
+            self.monitor.place(device)
 
     def _segments(
         self, input_ids: Int[Tensor, "batch pos"], extras: Extras

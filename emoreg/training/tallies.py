@@ -4,6 +4,7 @@ Sums of batches, of micro-batches and of processes are the sums of the whole, so
 reduce per log line is enough, and nothing leaves the device before.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,24 +20,42 @@ _FEWEST = 20
 
 
 def tally(
-    values: Float[Tensor, "batch place emotion"], weight: Float[Tensor, "batch place"]
-) -> Float[Tensor, "emotion sum"]:
-    """Return the sums of one batch; values of weight 0 may hold anything."""
+    values: Float[Tensor, "place column"], weights: Float[Tensor, "group place"]
+) -> Float[Tensor, "group column sum"]:
+    """Return the sums of one batch, of all groups at once."""
+    bins = _histogram(values, weights)
+    total, squares = totals(values, weights), totals(values, weights, power=2)
+    count = weights.to(total.dtype).sum(1, keepdim=True).expand_as(total)
+    moments = torch.stack([count, total, squares], dim=2)
+    return torch.cat([moments, bins.to(total.dtype)], dim=2)
+
+
+def totals(
+    values: Float[Tensor, "place column"],
+    weights: Float[Tensor, "group place"],
+    *,
+    power: int = 1,
+) -> Float[Tensor, "group column"]:
+    """Return weighted sums; values of weight 0 may hold anything."""
     # In float64: a spread is the small difference of two large sums.
     exact = torch.float32 if values.device.type == "mps" else torch.float64
-    kept = torch.where((weight > 0).unsqueeze(-1), values, 0.0).flatten(0, 1).to(exact)
-    flat = weight.flatten().to(exact)
-    count = flat.sum().expand(kept.shape[1])
-    moments = [count, flat @ kept, flat @ kept.square()]
-    place = ((kept - _LOW) / _WIDTH).floor().clamp(-1, _INNER) + 1
-    # By comparison: a scatter's order of additions is not fixed on a GPU.
-    bins = place.unsqueeze(-1) == torch.arange(_BINS, device=kept.device)
-    counts = torch.einsum("peb,p->eb", bins.to(exact), flat)
-    return torch.cat([torch.stack(moments, dim=1), counts], dim=1)
+    counted = weights.to(exact).unsqueeze(2)
+    kept = torch.where(counted > 0, values.to(exact), 0.0)
+    return (counted * kept.pow(power)).sum(1)
 
 
-def figures(sums: Float[Tensor, " sum"]) -> dict[str, float]:
-    """Return what the sums of one emotion say, with as much as their count allows.
+def _histogram(
+    values: Float[Tensor, "place column"], weights: Float[Tensor, "group place"]
+) -> Float[Tensor, "group column bin"]:
+    place = ((values - _LOW) / _WIDTH).floor().clamp(-1, _INNER) + 1
+    # By comparison: a scatter's order of additions is not fixed on a GPU. In float32:
+    # counts are exact in it up to 16 million.
+    hit = place.unsqueeze(2) == torch.arange(_BINS, device=values.device)
+    return (weights @ hit.flatten(1).to(weights.dtype)).unflatten(1, hit.shape[1:])
+
+
+def figures(sums: Float[np.ndarray, " sum"]) -> dict[str, float]:
+    """Return what the sums of one reading say, with as much as their count allows.
 
     Returns:
         `""` the mean; from two readings on `_std`; from twenty on `_p05` and `_p95`,
@@ -50,18 +69,18 @@ def figures(sums: Float[Tensor, " sum"]) -> dict[str, float]:
     if count >= 2:
         found["_std"] = max(0.0, squares / count - mean * mean) ** 0.5
     if count >= _FEWEST:
-        found["_p05"] = _quantile(sums[_HEAD:], 0.05)
-        found["_p95"] = _quantile(sums[_HEAD:], 0.95)
+        reached = sums[_HEAD:].cumsum()
+        found["_p05"] = _quantile(reached, 0.05)
+        found["_p95"] = _quantile(reached, 0.95)
     return found
 
 
-def _quantile(counts: Float[Tensor, " bin"], share: float) -> float:
-    reached = counts.cumsum(0)
+def _quantile(reached: Float[np.ndarray, " bin"], share: float) -> float:
     wanted = share * float(reached[-1])
-    at = int(torch.searchsorted(reached, reached.new_tensor(wanted)))
+    at = int(np.searchsorted(reached, wanted))
     if at == 0:
         return _LOW
     if at >= _BINS - 1:
         return _HIGH
-    before, within = float(reached[at - 1]), float(counts[at])
-    return _LOW + _WIDTH * (at - 1 + (wanted - before) / within)
+    before, after = float(reached[at - 1]), float(reached[at])
+    return _LOW + _WIDTH * (at - 1 + (wanted - before) / (after - before))
