@@ -48,10 +48,11 @@ def _histogram(
     values: Float[Tensor, "place column"], weights: Float[Tensor, "group place"]
 ) -> Float[Tensor, "group column bin"]:
     place = ((values - _LOW) / _WIDTH).floor().clamp(-1, _INNER) + 1
-    # By comparison: a scatter's order of additions is not fixed on a GPU. In float32:
-    # counts are exact in it up to 16 million.
-    hit = place.unsqueeze(2) == torch.arange(_BINS, device=values.device)
-    return (weights @ hit.flatten(1).to(weights.dtype)).unflatten(1, hit.shape[1:])
+    bin_of = place.nan_to_num(0.0).long().T.expand(len(weights), -1, -1)
+    counts = weights.new_zeros(*bin_of.shape[:2], _BINS)
+    # Where weights are 0 and 1 the sums are exact, so that their order, which is not
+    # fixed on a GPU, is no matter.
+    return counts.scatter_add_(2, bin_of, weights.unsqueeze(1).expand_as(bin_of))
 
 
 def figures(sums: Float[np.ndarray, " sum"]) -> dict[str, float]:
