@@ -308,9 +308,16 @@ def losses(trainer: Any) -> list[float]:
 
 
 def logged(trainer: Any, prefix: str = "emotion") -> list[dict[str, float]]:
-    """Readings and terms of every logged step that has some."""
+    """Readings and terms of every logged step that has some; without what they cost.
+
+    Times are of the machine, and no two runs have the same.
+    """
     found = [
-        {k: v for k, v in entry.items() if k.startswith(prefix)}
+        {
+            k: v
+            for k, v in entry.items()
+            if k.startswith(prefix) and (prefix != "emotion" or "_cost/" not in k)
+        }
         for entry in trainer.state.log_history
     ]
     return [entry for entry in found if entry]
@@ -472,7 +479,7 @@ def main(folder: Path, name: str) -> None:
             peft=adapter() if job.peft else None,
             **job.changes,
         ),
-        monitor=Monitor(vectors),
+        monitor=Monitor(vectors, gradients_every=1),
         terms=terms,
         outcome="failed",
         reference=reference,

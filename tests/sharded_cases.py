@@ -23,6 +23,7 @@ from emoreg.residual.batches import read_stream
 from emoreg.training.attach import attach
 from emoreg.training.checks import check_launch
 from emoreg.training.columns import Extras
+from emoreg.training.gradients import obstacle
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
 from emoreg.training.regularizer import Regularizer
@@ -100,6 +101,7 @@ def run_trainer(folder: Path, name: str, job: Job) -> dict[str, Any] | None:
         "early": early,
         "sharded": sharded,
         "read": _message(lambda: read(trainer.model)),
+        "obstacle": obstacle(trainer.model_wrapped),
         "again": _message(lambda: check_launch(trainer, probed=False)),
     }
 

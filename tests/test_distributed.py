@@ -39,10 +39,10 @@ def job(rows: list[dict[str, Any]], *, batch: int, peft: bool = True) -> cases.J
 
 
 def figures(result: dict[str, Any]) -> list[dict[str, float]]:
-    """Terms, readings and the loss of each step."""
+    """Terms, readings, gradients and the loss of each step."""
     kept = ("emotion", "loss")
     return [
-        {k: v for k, v in entry.items() if k.startswith(kept)}
+        {k: v for k, v in entry.items() if k.startswith(kept) and "_cost/" not in k}
         for entry in result["log"]
         if "loss" in entry
     ]
@@ -65,6 +65,7 @@ def test_two_processes_equal_one(folder: Path, peft: bool) -> None:
     assert len(compared) == 4
     for expected, found in compared:
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
+        assert {"emotion_gradient/task", "emotion_gradient/band"} <= set(found)
     steps = moved(one)
     largest, mean, size = cases.gap(steps, moved(two))
     biggest = max(float(step.abs().max()) for step in steps.values())
@@ -73,6 +74,8 @@ def test_two_processes_equal_one(folder: Path, peft: bool) -> None:
     # The control: half of the batch is another run.
     assert cases.gap(steps, moved(half))[1] > 0.1 * size
     assert figures(half)[0] != pytest.approx(figures(one)[0], rel=1e-3, abs=1e-3)
+    for key in ("emotion_gradient/task", "emotion_gradient/contrast-lda"):
+        assert figures(half)[0][key] != pytest.approx(figures(one)[0][key], rel=1e-2)
 
 
 def test_a_process_without_failing_rows_joins_every_reduce(folder: Path) -> None:

@@ -73,7 +73,7 @@ def loop(
             for batch, failed in [*batches, *batches]:
                 loss = model(**batch).loss
                 between(model)
-                loss = loss + w.terms(batch, failed)
+                loss = loss + w.terms(batch, failed, task=loss)
                 loss.backward()
                 if anchors:
                     w.after_backward()
@@ -81,6 +81,7 @@ def loop(
                 optimizer.step()
                 optimizer.zero_grad()
             found = w.metrics()
+        found = {k: v for k, v in found.items() if "_cost/" not in k}
         return {n: p.detach().clone() for n, p in model.named_parameters()}, found
 
     return run
@@ -144,7 +145,8 @@ def test_a_loop_does_what_the_trainer_does(
         float((moved[n] - w).abs().max()) for n, w in cases.weights(trainer).items()
     ]
     assert max(apart) < 1e-6
-    assert {k for k in logged if "task" not in k} == set(found)
+    assert {k for k in logged if k != "emotion_loss/task"} == set(found)
+    assert "emotion_gradient/task" in found
     for key, value in found.items():
         assert value == pytest.approx(logged[key], rel=1e-4, abs=1e-6)
     alone = loop(model(), weights, anchors=False)[0]  # control: the anchors were there

@@ -13,6 +13,7 @@ from emoreg.losses.term import AbstractDecisionTerm, AbstractTerm
 from emoreg.training.checks import trains_below
 from emoreg.training.columns import REFERENCE
 from emoreg.training.diagnosis import Finding, passed, refused, warned
+from emoreg.training.gradients import AT_REST, cosine, length
 from emoreg.training.rollouts import makes_rollouts
 from emoreg.training.rows import cached_rows
 from emoreg.training.survey import Survey, layout_of
@@ -20,8 +21,6 @@ from emoreg.training.trial import Trial, counted_passes, is_checkpointed
 
 _SAME_READING = 0.1
 """In sigma_ref: what batches of another shape may move a reading in bfloat16."""
-_AT_REST = 1e-4
-"""Of the task's gradient: less is rounding, of an anchor where nothing has moved."""
 _SAME_GRADIENT = 0.1
 """Relative; a factor lost to accumulation would be 0.5 or more."""
 
@@ -131,7 +130,7 @@ def gradient_lines(case: Case) -> list[Finding]:
     batch = trial.batch(case.pair)
     trial.step([batch], (), task=True)
     task = trial.gradient()
-    size, lines = _norm(task), []
+    size, lines = float(length(task)), []
     if not 0 < size < math.inf:
         mend = "look at the labels of a batch: is any token trained on?"
         lines.append(refused("gradient of the task", f"norm {size}", mend))
@@ -149,19 +148,17 @@ def _reach(
     case: Case, batch: Any, term: AbstractTerm, title: str, task: dict[str, Tensor]
 ) -> Finding:
     """Say whether a term's gradient reaches what is trained, and how large it is."""
-    trial, size = case.trial, _norm(task)
+    trial, size = case.trial, float(length(task))
     own = _pull(case, batch, term)
-    length = _norm(own)
-    found = f"{length / max(size, 1e-12):.2g} times the task's, {size:.2g}"
-    if not math.isfinite(length):
-        return refused(title, f"norm {length}", "use bf16 or float32")
-    if length > _AT_REST * size:
-        shared = own.keys() & task.keys()
-        dot = sum(float((own[k].double() * task[k].double()).sum()) for k in shared)
-        return passed(title, f"{found}, cosine {dot / max(length * size, 1e-12):+.2f}")
+    pull = float(length(own))
+    found = f"{pull / max(size, 1e-12):.2g} times the task's, {size:.2g}"
+    if not math.isfinite(pull):
+        return refused(title, f"norm {pull}", "use bf16 or float32")
+    if pull > AT_REST * size:
+        return passed(title, f"{found}, cosine {float(cosine(own, task)):+.2f}")
     del own  # it takes room that the copy of the weights needs
     with trial.nudged():
-        moved = _norm(_pull(case, batch, term))
+        moved = float(length(_pull(case, batch, term)))
     if moved:
         return passed(
             title,
@@ -198,7 +195,7 @@ def accumulation_line(case: Case) -> Finding:
         return passed(name, "no term on the trainer's batches, so nothing to scale")
     trial.step([trial.batch(pair)], case.decision, task=False)
     whole = trial.gradient()
-    if not (size := _norm(whole)):
+    if not (size := float(length(whole))):
         return warned(
             name,
             "not checked: no term has a gradient on the rows tried",
@@ -206,7 +203,7 @@ def accumulation_line(case: Case) -> Finding:
         )
     trial.step([trial.batch([row]) for row in pair], case.decision, task=False)
     parts = trial.gradient()
-    apart = _norm({k: whole[k] - parts.get(k, 0.0) for k in whole}) / size
+    apart = float(length({k: whole[k] - parts.get(k, 0.0) for k in whole})) / size
     found = f"two batches of 1 row against one of 2: gradients differ by {apart:.1g}"
     if apart > _SAME_GRADIENT:
         return refused(
@@ -254,8 +251,3 @@ def adapter_line(case: Case) -> Finding:
         "once the weights have moved the reference is gone: keep a copy of it, or "
         "train a LoRA (emoreg.lora_config)",
     )
-
-
-def _norm(gradient: dict[str, Tensor]) -> float:
-    """Return the length of a gradient over all parameters."""
-    return math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))

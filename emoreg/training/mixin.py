@@ -60,6 +60,7 @@ class EmotionTrainerMixin:
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch an optimizer step's batches, whose outcomes are counted together."""
+        self.emotions.regularizer.costs.begin()
         samples, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         self.emotions.begin_step(samples)
         return samples, items

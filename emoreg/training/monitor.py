@@ -58,6 +58,7 @@ class Monitor:
         readers: Sequence[str] | None = None,
         probe_set: ProbeSet | None = None,
         alerts: Sequence[Alert] = (),
+        gradients_every: int = 50,
     ) -> None:
         """Choose what is logged.
 
@@ -71,13 +72,26 @@ class Monitor:
             probe_set: Fixed dialogues to be read as well, every so many steps.
             alerts: Thresholds on what is logged. That a reading is not finite is told
                 without one.
+            gradients_every: Optimizer steps from one measurement of the terms'
+                gradients to the next; 0 is never. Each costs a backward pass of the
+                task and of each term.
+
+        Raises:
+            ValueError: On an emotion or reader that the vectors don't have, or a
+                negative `gradients_every`.
         """
+        if gradients_every < 0:
+            raise ValueError(
+                "`gradients_every` must be a number of optimizer steps, or 0 for "
+                f"never, got {gradients_every}"
+            )
         vectors.emotion_indices(emotions)
         for name in readers or ():
             vectors.unit_directions(layer=vectors.layers[0], reader=name)
         self.vectors, self.emotions = vectors, tuple(emotions)
         self.probe_set, self.alerts = probe_set, tuple(alerts)
         self._asked_layers, self._asked_readers = layers, readers
+        self.gradients_every = gradients_every
         self.probes: tuple[Probe, ...] = ()
         self._lenses: dict[int, Lens] = {}
         self._sums: dict[str, _Sums] = {}

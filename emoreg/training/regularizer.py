@@ -33,6 +33,8 @@ from emoreg.training.auxiliary import (
 )
 from emoreg.training.checks import check_fired, check_gradient
 from emoreg.training.columns import Extras
+from emoreg.training.costs import Costs
+from emoreg.training.gradients import GradientMeter
 from emoreg.training.layouts import Layout
 from emoreg.training.ledger import Ledger
 from emoreg.training.monitor import Monitor
@@ -75,7 +77,9 @@ class Regularizer:
             t for t in self.terms if isinstance(t, AbstractDecisionTerm)
         ]
         self.anchors: list[Anchor] = []
-        self.ledger = Ledger()
+        self.ledger, self.costs = Ledger(), Costs(world.device)
+        every = 0 if monitor is None else monitor.gradients_every
+        self.gradients = GradientMeter(world, self.names, self.terms, every=every)
         self.alarm = Alarm(() if monitor is None else monitor.alerts)
         self.should_stop = False
         """Whether an alert asked for the run to end."""
@@ -152,6 +156,7 @@ class Regularizer:
         held: dict[int, slice] | None = None,
         totals: StepTotals | None = None,
         part: bool = False,
+        pulls: dict[str, Tensor] | None = None,
     ) -> Tensor | None:
         """Log the batch's readings and return what the terms on it add.
 
@@ -164,6 +169,7 @@ class Regularizer:
             held: Where each term's figures are in the cached readings, by `id`.
             totals: Counts of the whole step, under accumulation.
             part: Whether an earlier batch of the step was read already.
+            pulls: What `gradients.opened` returned; the weighted terms go into it.
 
         Returns:
             The weighted sum of the terms on decision tokens; None where there is
@@ -197,7 +203,10 @@ class Regularizer:
             value = term(readings, self.world.reduce)
             in_part = part and totals is not None
             self.ledger.add(self.names[id(term)], value, part=in_part)
-            total = total + term.weight * value
+            weighted = term.weight * value
+            total = total + weighted
+            if pulls is not None:
+                pulls[self.names[id(term)]] = weighted
         return total
 
     def auxiliary(
@@ -205,6 +214,7 @@ class Regularizer:
     ) -> None:
         """Run the anchors' forward-backward pairs that are due at optimizer `step`."""
         for anchor in due(self.anchors, step):
+            name = self.names[id(anchor.term)]
             value = run_auxiliary(
                 anchor,
                 model,
@@ -212,9 +222,9 @@ class Regularizer:
                 process=self.world.process,
                 processes=self.world.processes,
                 device=self.world.device,
-                backward=backward,
+                backward=self.gradients.around(name, backward),
             )
-            self.ledger.add(self.names[id(anchor.term)], value)
+            self.ledger.add(name, value)
 
     def metrics(
         self, mode: str, *, step: int, besides: Sequence[str] = ()
@@ -227,19 +237,30 @@ class Regularizer:
             besides: Names in the ledger that are no term's.
         """
         reduce = self.world.reduce
-        result: dict[str, float] = {}
-        if self.monitor is not None:
-            result = self.monitor.metrics(reduce, mode=mode)
         if mode != "train":
-            return result
-        for name in (*besides, *self.names.values()):
-            value = self.ledger.take(name, reduce, self.world.processes)
-            if value is not None:
-                result[f"emotion_loss/{name}"] = value
-        result |= self._probe(step)
+            watched = self.monitor is not None
+            return self.monitor.metrics(reduce, mode=mode) if watched else {}
+        with self.costs.own():
+            result = self._trained(besides) | self._probe(step)
+        result |= self.costs.metrics(reduce, self.world.processes)
         first = self.world.process == 0
         self.should_stop |= self.alarm.check(result, step=step, speak=first)
         return result
+
+    def _trained(self, besides: Sequence[str]) -> dict[str, float]:
+        """Return readings, terms and their gradients since the last log line."""
+        reduce, result = self.world.reduce, {}
+        if self.monitor is not None:
+            result = self.monitor.metrics(reduce, mode="train")
+        weights = {self.names[id(term)]: term.weight for term in self.terms}
+        for name in (*besides, *self.names.values()):
+            value = self.ledger.take(name, reduce, self.world.processes)
+            if value is None:
+                continue
+            result[f"emotion_loss/{name}"] = value
+            if name in weights:
+                result[f"emotion_weight/{name}"] = weights[name]
+        return result | self.gradients.metrics()
 
     def _probe(self, step: int) -> dict[str, float]:
         """Read the probe set, where it is due."""

@@ -18,6 +18,7 @@ from emoreg.training.columns import (
     check_dataset,
     take_extras,
 )
+from emoreg.training.costs import StepEnd
 from emoreg.training.layouts import Layout
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
@@ -93,6 +94,7 @@ class Seam:
         self.regularizer.hold(dataset, Layout.find(dataset, trainer.data_collator))
         if outcome is not None:
             self._carry(outcome, quiet)
+        trainer.add_callback(StepEnd(self.regularizer.costs))
 
     def task_loss(
         self,
@@ -102,6 +104,19 @@ class Seam:
         **kwargs: Any,
     ) -> Any:
         """Return what `compute` returns, with the terms added while training."""
+        if not model.training:
+            return self._task_loss(compute, model, inputs, **kwargs)
+        costs = self.regularizer.costs
+        with costs.own():
+            return self._task_loss(costs.others(compute), model, inputs, **kwargs)
+
+    def _task_loss(
+        self,
+        compute: Callable[..., Any],
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        **kwargs: Any,
+    ) -> Any:
         extras = take_extras(inputs)
         regularizer, training = self.regularizer, model.training
         if not regularizer.layers:
@@ -111,6 +126,7 @@ class Seam:
         with regularizer.reading(inner, input_ids, training=training) as captured:
             result = compute(model, inputs, **kwargs)
             streams = regularizer.streams(captured, input_ids, training=training)
+        pulls = self._opened(model) if training else None
         added = regularizer.added(
             streams,
             input_ids,
@@ -120,11 +136,14 @@ class Seam:
             held=self._held,
             totals=self._totals,
             part=self._part,
+            pulls=pulls,
         )
+        scaled = self._task_is_scaled(kwargs.get("num_items_in_batch"))
+        self._part |= training
+        if pulls is not None:
+            self._measure(model, result, pulls, scaled)
         if added is None:
             return result
-        self._part = True
-        scaled = self._task_is_scaled(kwargs.get("num_items_in_batch"))
         self._keep_task(result, scaled)
         added = added * self._scale(scaled)
         if isinstance(result, tuple):
@@ -154,7 +173,8 @@ class Seam:
             x[OUTCOMES] for x in batches if isinstance(x, Mapping) and OUTCOMES in x
         ]
         device = self.trainer.accelerator.device
-        self._totals = StepTotals.of(found, device) if found else None
+        with self.regularizer.costs.own():
+            self._totals = StepTotals.of(found, device) if found else None
 
     def before_backward(self, model: torch.nn.Module) -> None:
         """Run the auxiliary batches that are due, where the backward pass also steps.
@@ -193,8 +213,35 @@ class Seam:
     def _auxiliary(
         self, model: torch.nn.Module, backward: Callable[[Tensor], Any]
     ) -> None:
-        step = self.trainer.state.global_step
-        self.regularizer.auxiliary(model, step=step, backward=backward)
+        step, regularizer = self.trainer.state.global_step, self.regularizer
+        with regularizer.costs.own():
+            regularizer.auxiliary(model, step=step, backward=backward)
+
+    def _opened(self, model: torch.nn.Module) -> dict[str, Tensor] | None:
+        """Return a place for the terms, on the first batch of a step to measure."""
+        trainer = self.trainer
+        if self._part:
+            return None
+        return self.regularizer.gradients.opened(
+            model,
+            step=trainer.state.global_step,
+            args=trainer.args,
+            scaler=trainer.accelerator.scaler,
+        )
+
+    def _measure(
+        self,
+        model: torch.nn.Module,
+        result: Any,
+        pulls: dict[str, Tensor],
+        scaled: bool,
+    ) -> None:
+        """Measure gradients, of this batch as if it were the whole step."""
+        steps = self.trainer.current_gradient_accumulation_steps if scaled else 1
+        factor = self._scale(scaled) * steps
+        loss = result[0] if isinstance(result, tuple) else result
+        terms = {name: factor * value for name, value in pulls.items()}
+        self.regularizer.gradients.measure(model, steps * loss, terms)
 
     def _carry(self, source: Source, quiet: bool) -> None:
         """Keep outcomes up to the batch, with cached reference readings."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from emoreg.losses.term import AbstractTerm
 from emoreg.residual.layers import decoder_layers
+from emoreg.training.gradients import trained_parameters
 from emoreg.training.seam import Seam
 
 _NUDGE = 1e-2
@@ -41,6 +42,7 @@ def undisturbed(trainer: Any) -> Iterator[None]:
             stack.enter_context(_same_attributes(owner))
         # It would scale gradients, and they are compared here.
         trainer.accelerator.scaler = None
+        regularizer.gradients.every = 0  # these steps are looked at one by one
         _checkpoint(model, trainer.args)
         yield
 
@@ -61,8 +63,7 @@ class Trial:
         self._terms: Sequence[AbstractTerm] = self._seam.regularizer.terms
         self._weights = [term.weight for term in self._terms]
         self._states = _states(self._terms)
-        named = trainer.model.named_parameters()
-        self.trained = {name: p for name, p in named if p.requires_grad}
+        self.trained = trained_parameters(trainer.model)
 
     def first_batch(self) -> Any:
         """Return the first batch that training would see."""

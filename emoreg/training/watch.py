@@ -44,7 +44,7 @@ class Watch:
         self._stack = ExitStack()
         self._graded: Captured | None = None
         self._latest: Captured | None = None
-        self._checked_turns = False
+        self._checked_turns = self._part = False
         self._misplaced = torch.zeros((), device=regularizer.world.device)
         self.step = 0
         """Optimizer steps so far."""
@@ -54,6 +54,7 @@ class Watch:
         inner, layers = unwrapped(self._model), self._regularizer.layers
         self._graded = self._stack.enter_context(capture(inner, layers, gradient=True))
         self._latest = self._stack.enter_context(capture(inner, layers))
+        self._regularizer.costs.begin()
         return self
 
     def __exit__(
@@ -67,7 +68,11 @@ class Watch:
         self._graded = self._latest = None
 
     def terms(
-        self, batch: Mapping[str, Tensor], failed: Failures | None = None
+        self,
+        batch: Mapping[str, Tensor],
+        failed: Failures | None = None,
+        *,
+        task: Tensor | None = None,
     ) -> Tensor:
         """Read the forward pass that was just made, and return what to add to its loss.
 
@@ -82,6 +87,9 @@ class Watch:
             failed: Failure per row and Assistant turn: what the feedback *before* the
                 turn reported. A list of numbers in [0, 1] and None for each row, or
                 one tensor, NaN where unknown or absent. None if nothing is known.
+            task: The loss that the terms will be added to, of which nothing was
+                propagated back yet. With it the log has the cosine of each term's
+                gradient with the task's; without, its norm alone.
 
         Returns:
             The weighted terms of this batch, a scalar; 0 where there are none. Under
@@ -93,6 +101,15 @@ class Watch:
             ValueError: If terms act on failing turns and `failed` is None, or outcomes
                 don't fit the Assistant turns.
         """
+        with self._regularizer.costs.own():
+            return self._terms(batch, failed, task)
+
+    def _terms(
+        self,
+        batch: Mapping[str, Tensor],
+        failed: Failures | None,
+        task: Tensor | None,
+    ) -> Tensor:
         training = torch.is_grad_enabled()
         captured = self._graded if training else self._latest
         if captured is None or self._latest is None or self._graded is None:
@@ -114,8 +131,23 @@ class Watch:
         streams = self._regularizer.streams(captured, ids, training=training)
         self._graded.clear()
         self._latest.clear()
-        added = self._regularizer.added(streams, ids, mask, extras, training=training)
+        pulls = self._opened() if training else None
+        added = self._regularizer.added(
+            streams, ids, mask, extras, training=training, pulls=pulls
+        )
+        if pulls is not None:
+            self._regularizer.gradients.measure(self._model, task, pulls)
         return nothing if added is None else added
+
+    def _opened(self) -> dict[str, Tensor] | None:
+        """Return a place for the terms, on the first batch of a step to measure."""
+        if self._part:
+            return None
+        self._part = True
+        scaler = None if self._accelerator is None else self._accelerator.scaler
+        return self._regularizer.gradients.opened(
+            self._model, step=self.step, scaler=scaler
+        )
 
     def after_backward(self) -> None:
         """Run the anchors' own forward-backward pairs; call it before each `step()`.
@@ -133,8 +165,12 @@ class Watch:
             else:  # it divides by the parts of a step, and this is a whole one
                 accelerator.backward(loss * accelerator.gradient_accumulation_steps)
 
-        self._regularizer.auxiliary(self._model, step=self.step, backward=backward)
+        costs = self._regularizer.costs
+        with costs.own():
+            self._regularizer.auxiliary(self._model, step=self.step, backward=backward)
         self.step += 1
+        self._part = False
+        costs.begin()
 
     def metrics(self, mode: str = "train") -> dict[str, float]:
         """Return readings and terms since the last call, for your tracker.
