@@ -119,7 +119,8 @@ def build(
 def run(options: Any, vectors: Any, reference: Any) -> dict[str, list[tuple]]:
     """Return seconds a step, and what the log says of cost, per arm and repeat."""
     loaded = load_any(options.model)
-    model, trainers = loaded.model, {}
+    model: Any = loaded.model
+    trainers: dict[str, Any] = {}
     for arm in ARMS:
         trainers[arm] = build(arm, model, loaded.tokenizer, options, vectors, reference)
         model = trainers[arm][0].model  # all arms train the one with the LoRA
@@ -165,7 +166,7 @@ def shares_of(found: dict[str, list[tuple]]) -> list[float]:
     return [again[0] / first[0] for again, first in pairs]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -176,7 +177,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--twins", type=int, default=4)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     vectors = emoreg.EmotionVectors.load(options.vectors)
     reference = emoreg.Reference.load(options.reference)
     # Few passages: their caching before step 1 is not timed.

@@ -215,7 +215,8 @@ def test_a_loops_step_is_from_one_to_the_next(
     tmp_path: Path,
 ) -> None:
     trained = model()
-    rows = list(map(dict, cases.make_plain(trained, tokenizer, tmp_path).train_dataset))
+    plain: Any = cases.make_plain(trained, tokenizer, tmp_path)
+    rows = list(map(dict, plain.train_dataset))
     batch, failed = cases.collate(rows[:2]), [row["failed"] for row in rows[:2]]
     made = watch(
         trained,
@@ -234,6 +235,29 @@ def test_a_loops_step_is_from_one_to_the_next(
         found = w.metrics()
     assert found["emotion_cost/ms_per_step"] == pytest.approx(50)
     assert found["emotion_cost/percent"] == pytest.approx(20)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_to_its_end(
+    model: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On an untrained model; the times mean nothing here."""
+    cases.write_files(tmp_path, model(), tokenizer)
+    files = [f"--{x}={tmp_path / x}.safetensors" for x in ("vectors", "reference")]
+    script = load_script("bench_training")
+    script.main(
+        ["--model", str(tmp_path / "model"), *files, "--repeats=1", "--twins=1"]
+    )
+    said = capsys.readouterr().out.splitlines()
+    lines = {line[:18].strip(): line[18:].split() for line in said}
+    assert set(script.ARMS) <= set(lines)
+    assert all(float(lines[arm][1]) > 0 for arm in script.ARMS)
+    # Terms and readings are logged with what they cost, the bare trainer is not.
+    assert "%" not in lines["bare again"]
+    assert all("%" in lines[arm] for arm in set(script.ARMS) - set(script.BARE))
 
 
 # -- bytes ---------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def test_norms_and_cosines_are_those_of_separate_passes(
     trainer = run(
         ALL,
         50,
-        rows=Dataset.from_list(list(cases.make_rows(2)) * 7),
+        rows=cases.make_rows(2).repeat(7),
         callbacks=[keep, switch],
         prepare=prepare,
         peft=cases.adapter() if peft else None,
@@ -309,7 +309,7 @@ class Pull(AbstractDecisionTerm):
 
 
 def gradients_of(
-    world: World, losses: Callable[[nn.Module], tuple[Tensor, Tensor]]
+    world: World, losses: Callable[[nn.Linear], tuple[Tensor, Tensor]]
 ) -> dict[str, float]:
     """What a meter says of a task and a term on a small model."""
     torch.manual_seed(0)
@@ -325,7 +325,7 @@ def test_processes_say_what_one_says_of_the_whole_batch() -> None:
     """The norm of the mean gradient, not the mean of the norms."""
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
 
-    def parts(rows: Tensor) -> Callable[[nn.Module], tuple[Tensor, Tensor]]:
+    def parts(rows: Tensor) -> Callable[[nn.Linear], tuple[Tensor, Tensor]]:
         # The bias is not reached by the task.
         return lambda m: (
             (rows @ m.weight.T).square().sum(-1).mean(),
@@ -393,7 +393,8 @@ def test_a_loop_measures_with_and_without_its_loss(
     reference: Reference,
     tmp_path: Path,
 ) -> None:
-    rows = list(map(dict, cases.make_plain(model(), tokenizer, tmp_path).train_dataset))
+    plain: Any = cases.make_plain(model(), tokenizer, tmp_path)
+    rows = list(map(dict, plain.train_dataset))
     batch, failed = cases.collate(rows[:2]), [row["failed"] for row in rows[:2]]
 
     def go(parts: int, known: bool, every: int = 1) -> Any:
@@ -411,7 +412,11 @@ def test_a_loop_measures_with_and_without_its_loss(
                 loss = trained(**batch).loss
                 w.terms(batch, failed, task=loss if known else None)
                 loss.backward()
-            gradient = {n: p.grad.clone() for n, p in trained.named_parameters()}
+            gradient = {
+                n: p.grad.clone()
+                for n, p in trained.named_parameters()
+                if p.grad is not None
+            }
             w.after_backward()
             return w.metrics(), gradient
 
@@ -466,7 +471,8 @@ class Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         del ctx
-        if torch._C._autograd._get_current_graph_task_keep_graph():
+        engine: Any = torch._C
+        if engine._autograd._get_current_graph_task_keep_graph():
             raise RuntimeError("this pass is made for one use")
         return grads[0]
 
@@ -519,7 +525,7 @@ def test_processes_that_share_weights_or_passes_are_found(
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel as Ddp
 
-    store = torch.distributed.HashStore()
+    store = torch.distributed.HashStore()  # pyright: ignore
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         assert obstacle(Ddp(model())) == ""
