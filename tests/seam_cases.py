@@ -90,7 +90,7 @@ def lively(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-_MEASURED: dict[str, Reference] = {}
+_MEASURED: dict[tuple[str, str], Reference] = {}
 
 
 def make_reference(
@@ -98,16 +98,17 @@ def make_reference(
     tokenizer: PreTrainedTokenizerBase,
     vectors: EmotionVectors,
 ) -> Reference:
-    """A reference calibrated on `twins()`, once a process, with short passages.
+    """A reference calibrated on `twins()`, once a kind of model, with short passages.
 
     An untrained model reacts to all twins alike, so their spread is next to nothing:
     the unit is made as large as the gap, and the gap of the sign that terms act on.
     """
-    if vectors.hash not in _MEASURED:
-        _MEASURED[vectors.hash] = calibrate(
+    key = (vectors.hash, type(model).__name__)
+    if key not in _MEASURED:
+        _MEASURED[key] = calibrate(
             model, tokenizer, twins(), vectors, passages=4, quiet=True
         )
-    found = _MEASURED[vectors.hash]
+    found = _MEASURED[key]
     unit = found.gap.abs().clamp(min=0.05)
     signs = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0])
     return replace(

@@ -11,18 +11,11 @@ from typing import Any
 import pytest
 import seam_cases as cases
 import torch
+import trainer_cases as trainers
 from datasets import Dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
-from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.dpo_trainer import DPOTrainer
-from trl.trainer.kto_config import KTOConfig
-from trl.trainer.kto_trainer import KTOTrainer
-from trl.trainer.reward_config import RewardConfig
-from trl.trainer.reward_trainer import RewardTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from trainer_cases import PREFERENCE as KINDS
+from trainer_cases import preference_rows
 
 from emoreg.residual.capture import capture
 from emoreg.residual.tokens import TurnMarkers
@@ -33,33 +26,9 @@ from emoreg.training.reference import Reference
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 Model = Callable[[], PreTrainedModel]
-KINDS = {
-    "dpo": (DPOTrainer, DPOConfig),
-    "kto": (KTOTrainer, KTOConfig),
-    "reward": (RewardTrainer, RewardConfig),
-}
 ALL = {"contrast": 1.0, "band": 0.1, "meaning": 1.0, "kl": 1.0}
 OFF = dict.fromkeys(ALL, 0.0)
 PAIRED = ("dpo", "reward")
-
-
-def preference_rows(kind: str, count: int = 8) -> Dataset:
-    """The rows of the other seam tests, with a worse reply beside each."""
-    rows = []
-    for k, row in enumerate(map(dict, cases.make_rows(count))):
-        worse = [{"role": "assistant", "content": f"whatever {'w' * (k % 4)}"}]
-        prompt, good = row["prompt"], row["completion"]
-        made = {
-            "dpo": {"prompt": prompt, "chosen": good, "rejected": worse},
-            "kto": {
-                "prompt": prompt,
-                "completion": good if k % 2 else worse,
-                "label": bool(k % 2),
-            },
-            "reward": {"chosen": prompt + good, "rejected": prompt + worse},
-        }
-        rows.append({**made[kind], "failed": row["failed"]})
-    return Dataset.from_list(rows)
 
 
 @pytest.fixture
@@ -72,16 +41,6 @@ def build(
 ) -> Callable[..., Any]:
     """Make a trainer with monitor and terms of these weights (None: bare)."""
 
-    def scored() -> PreTrainedModel:
-        """A reward model with the body of the others."""
-        body = model()
-        config = body.config
-        config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
-        torch.manual_seed(5)
-        made = AutoModelForSequenceClassification.from_config(config)
-        made.model.load_state_dict(body.model.state_dict())
-        return made
-
     def make(
         kind: str,
         weights: dict[str, float] | None,
@@ -92,25 +51,15 @@ def build(
         callbacks: tuple = (),
         **changes: Any,
     ) -> Any:
-        trainer_class, config_class = KINDS[kind]
-        settings = {"max_steps": 4, "max_length": None, **changes}
-        torch.manual_seed(11)
-        data = preference_rows(kind) if rows is None else rows
-        adapter = cases.adapter()
-        if kind == "reward":
-            adapter.task_type = "SEQ_CLS"
-        other = {}
-        if kind != "reward" and not peft:
-            other["ref_model"] = model()
-        trainer = trainer_class(
-            model=scored() if kind == "reward" else model(),
-            args=config_class(**cases.quiet(tmp_path, **settings)),
-            train_dataset=data,
-            eval_dataset=data,
-            processing_class=tokenizer,
-            peft_config=adapter if peft else None,
-            callbacks=list(callbacks),
-            **other,
+        trainer = trainers.make_trainer(
+            kind,
+            model,
+            tokenizer,
+            tmp_path,
+            peft=cases.adapter() if peft else None,
+            rows=rows,
+            callbacks=callbacks,
+            **{"max_steps": 4, **changes},
         )
         if not seen:
             return trainer

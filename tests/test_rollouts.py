@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import seam_cases as cases
 import torch
+import trainer_cases as trainers
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # pyright: ignore
+from trainer_cases import ROLLOUT as KINDS
+from trainer_cases import prompts
+from trl import GRPOConfig, GRPOTrainer  # pyright: ignore
 
 from emoreg.residual.capture import capture
 from emoreg.residual.tokens import TurnMarkers
@@ -20,25 +23,8 @@ from emoreg.training.reference import Reference
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 Model = Callable[[], PreTrainedModel]
-KINDS = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
 OFF = {"contrast": 0.0, "band": 0.0, "meaning": 0.0, "kl": 0.0}
 CONTRAST = {**OFF, "contrast": 1.0}
-
-
-def prompts(count: int = 4) -> Dataset:
-    """Conversations that end before an Assistant turn, each with its own outcome."""
-    rows = []
-    for k, row in enumerate(map(dict, cases.make_rows(count))):
-        turns = list(row["failed"])
-        turns[-1] = k / count  # tells the rows apart
-        rows.append({"prompt": row["prompt"], "failed": turns})
-    return Dataset.from_list(rows)
-
-
-def shortness(completions: list[Any], **_: Any) -> list[float]:
-    """A reward that differs between completions."""
-    said = [completion[0]["content"] for completion in completions]
-    return [-float(sum(map(ord, text))) / 1e4 for text in said]
 
 
 @pytest.fixture
@@ -60,25 +46,15 @@ def build(
         callbacks: tuple = (),
         **changes: Any,
     ) -> Any:
-        trainer_class, config_class = KINDS[kind]
-        settings = {
-            "max_steps": 2,
-            "per_device_train_batch_size": 4,
-            "num_generations": 2,
-            "max_completion_length": 6,
-            **changes,
-        }
-        torch.manual_seed(11)
-        data = prompts() if rows is None else rows
-        trainer = trainer_class(
-            model=model(),
-            args=config_class(**cases.quiet(tmp_path, **settings)),
-            reward_funcs=shortness,
-            train_dataset=data,
-            eval_dataset=data,
-            processing_class=tokenizer,
-            peft_config=cases.adapter(),
-            callbacks=list(callbacks),
+        trainer = trainers.make_trainer(
+            kind,
+            model,
+            tokenizer,
+            tmp_path,
+            peft=cases.adapter(),
+            rows=rows,
+            callbacks=callbacks,
+            **{"max_steps": 2, **changes},
         )
         if not seen:
             return trainer
@@ -196,7 +172,7 @@ def test_the_mixin_equals_attach(
             )
 
     attached = build("grpo", CONTRAST)
-    monkeypatch.setitem(KINDS, "grpo", (Own, GRPOConfig))
+    monkeypatch.setitem(trainers.CLASSES, "grpo", (Own, GRPOConfig))
     own = build("grpo", None, seen=False)
     for trainer in (attached, own):
         torch.manual_seed(7)

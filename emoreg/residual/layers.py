@@ -116,6 +116,9 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         found = _resolve(base, path)
         if isinstance(found, nn.ModuleList) and len(found):
             return found
+    inside = getattr(backbone(base), "layers", None)
+    if isinstance(inside, nn.ModuleList) and len(inside):
+        return inside
     paths = ", ".join(f"`{path}`" for path in _BLOCK_LISTS)
     raise ValueError(
         "the model must hold its decoder blocks in a ModuleList at one of "

@@ -1,9 +1,11 @@
 """Which tokens are read: real ones, Assistant turns, decision tokens, thoughts."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 Messages = Sequence[dict[str, str]]
+"""`role` and `content`, which is text."""
 
 # Two probes whose words no template can contain; they differ in nothing else.
 _USER, _ASSISTANT = "quizzical zebra", "vexed walrus"
@@ -179,6 +182,21 @@ class TurnMarkers:
         return hit.long().argmax(-1), hit.any(-1)
 
 
+def tokenizer_of(processing: Any) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a processor of images and text, with its chat template.
+
+    A tokenizer is returned as it is.
+    """
+    found = getattr(processing, "tokenizer", None)
+    if found is None:
+        return processing
+    template = getattr(processing, "chat_template", None)
+    if template and template != getattr(found, "chat_template", None):
+        found = copy.copy(found)  # the processor's own stays as it is
+        found.chat_template = template
+    return found
+
+
 def render(
     tokenizer: PreTrainedTokenizerBase,
     messages: Messages,
@@ -195,10 +213,12 @@ def render(
             "the tokenizer must have a chat template to read conversations; "
             f"{type(tokenizer).__name__} has none. Set `tokenizer.chat_template`"
         )
+    settings = {"tokenize": False, "add_generation_prompt": generation_prompt}
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=generation_prompt
-        )
+        text = tokenizer.apply_chat_template(list(messages), **settings)
+        if not _says(text, messages):
+            # Templates of models that see images often take lists of parts alone.
+            text = tokenizer.apply_chat_template(_in_parts(messages), **settings)
     except Exception as error:  # jinja2 raises whatever the template author chose
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise ValueError(
@@ -206,6 +226,19 @@ def render(
             f"(roles: {roles}). Give turns in an order that it allows"
         ) from error
     return str(text)
+
+
+def _says(text: Any, messages: Messages) -> bool:
+    """Return whether anything of what there is to say is in the text."""
+    said = [str(message.get("content") or "").strip() for message in messages]
+    return not any(said) or any(part in str(text) for part in said if part)
+
+
+def _in_parts(messages: Messages) -> list[dict[str, Any]]:
+    return [
+        {**m, "content": [{"type": "text", "text": m.get("content") or ""}]}
+        for m in messages
+    ]
 
 
 def conversation_ids(

@@ -1,7 +1,7 @@
 """Carrying outcomes from a dataset column to the batch that the loss sees."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
@@ -28,7 +28,7 @@ class Extras:
     """Where documents begin in rows that hold several."""
 
 
-def take_extras(inputs: dict[str, Any]) -> Extras:
+def take_extras(inputs: MutableMapping[str, Any]) -> Extras:
     """Return what rides along, and keep it from the model.
 
     Rollouts keep it: they are used again in later iterations, and no model sees them
@@ -52,14 +52,21 @@ class OutcomeCollator:
 
     def __init__(
         self,
-        collator: Callable[[list], dict[str, Any]],
+        collator: Callable[[list], MutableMapping[str, Any]],
         column: str,
         layout: Layout,
+        *,
+        check: TurnMarkers | None = None,
     ) -> None:
-        """Wrap `collator`; outcomes are in the dataset's `column`."""
-        self.collator, self.column, self.layout = collator, column, layout
+        """Wrap `collator`; outcomes are in the dataset's `column`.
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        `check` compares them with the turns of each batch, where rows could not be
+        looked at before.
+        """
+        self.collator, self.column, self.layout = collator, column, layout
+        self.markers = check
+
+    def __call__(self, examples: list[dict[str, Any]]) -> MutableMapping[str, Any]:
         """Return the wrapped collator's batch with outcomes added."""
         added = (self.column, REFERENCE)
         plain = [{k: v for k, v in e.items() if k not in added} for e in examples]
@@ -68,6 +75,11 @@ class OutcomeCollator:
         if self.column not in examples[0]:
             return batch
         turns = _by_sequence([self.layout.outcomes(e[self.column]) for e in examples])
+        if self.markers is not None:
+            real = batch["attention_mask"].bool()
+            for row, own in enumerate(turns):
+                ids = batch["input_ids"][row][real[row]].tolist()
+                check_turns(ids, own, self.markers, f"row {row} of a batch")
         batch[OUTCOMES] = padded(map(torch.tensor, turns), rows)
         if REFERENCE in examples[0]:
             # A row without Assistant turns holds one placeholder, which is cut here.

@@ -115,6 +115,21 @@ class Layout:
         return [as_failures(value[name]) for name in self.names]
 
 
+ONE_A_ROW: Final = Layout(sequences=((),), names=("row",))
+"""Of rows that the collator tokenizes: each becomes one sequence, unknown before."""
+
+
+def shows_images(dataset: Any) -> bool:
+    """Return whether rows are conversations with images, tokenized by the collator.
+
+    Not those of preference trainers, whose halves would need outcomes of their own.
+    """
+    columns = set(getattr(dataset, "column_names", None) or ())
+    talks = columns.issuperset(("prompt", "completion")) or "messages" in columns
+    tokenized = "input_ids" in columns
+    return talks and not tokenized and bool(columns & {"image", "images"})
+
+
 _KNOWN: Final[tuple[tuple[tuple[str, ...], tuple[tuple[str, ...], ...]], ...]] = (
     (("row",), (("input_ids",),)),
     (

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from emoreg.losses.presets import Terms
 from emoreg.losses.term import AbstractTerm
+from emoreg.residual.tokens import tokenizer_of
 from emoreg.training.checks import check_launch
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference, calibrate
@@ -52,7 +53,7 @@ class EmotionTrainerMixin:
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, Any],
+        inputs: MutableMapping[str, Any],
         **kwargs: Any,
     ) -> Any:
         """Return the trainer's loss with the terms on readings added."""
@@ -192,7 +193,7 @@ def _calibrated(trainer: Any, monitor: Monitor) -> Reference:
     )
     return calibrate(
         trainer.model,
-        trainer.processing_class,
+        tokenizer_of(trainer.processing_class),
         Corpus.packaged().transcripts("train"),
         monitor.vectors,
         quiet=bool(trainer.args.disable_tqdm),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emoreg.residual.tokens import TurnMarkers
+from emoreg.residual.tokens import TurnMarkers, tokenizer_of
 from emoreg.training.columns import OUTCOMES, check_column, check_turns, padded
 from emoreg.training.layouts import as_failures
 from emoreg.training.outcomes import validate_outcome
@@ -68,7 +68,7 @@ def carry_outcomes(
     if isinstance(source, str):
         turns = _of_column(prompts, rollouts, source, markers)
     elif isinstance(source, Feedback):
-        tokenizer = trainer.processing_class
+        tokenizer = tokenizer_of(trainer.processing_class)
         turns = [
             [
                 validate_outcome(o.failure)

@@ -2,24 +2,26 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from emoreg.losses.term import AbstractTerm
+from emoreg.residual.tokens import tokenizer_of
 from emoreg.training.auxiliary import share_head
 from emoreg.training.checks import check_needs, check_trainer
 from emoreg.training.columns import (
     OUTCOMES,
     REFERENCE,
     OutcomeCollator,
+    check_column,
     check_dataset,
     take_extras,
 )
 from emoreg.training.costs import StepEnd
-from emoreg.training.layouts import Layout
+from emoreg.training.layouts import ONE_A_ROW, Layout, shows_images
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
 from emoreg.training.regularizer import Regularizer
@@ -83,7 +85,7 @@ class Seam:
         check_trainer(trainer, terms=terms, outcome=outcome)
         self.regularizer = Regularizer(
             trainer.model,
-            tokenizer=trainer.processing_class,
+            tokenizer=tokenizer_of(trainer.processing_class),
             monitor=monitor,
             terms=terms,
             reference=reference,
@@ -100,7 +102,7 @@ class Seam:
         self,
         compute: Callable[..., Any],
         model: torch.nn.Module,
-        inputs: dict[str, Any],
+        inputs: MutableMapping[str, Any],
         **kwargs: Any,
     ) -> Any:
         """Return what `compute` returns, with the terms added while training."""
@@ -249,6 +251,15 @@ class Seam:
         if makes_rollouts(trainer):
             check_rollouts(trainer, source)
             return
+        if shows_images(trainer.train_dataset):
+            if not isinstance(source, str):
+                raise ValueError(
+                    "rows with images must have a column of outcomes, since the "
+                    f"collator alone makes tokens of them; got {source}. Pass its name"
+                )
+            check_column(trainer.train_dataset, source)
+            self._collate(source, ONE_A_ROW, check=True)
+            return
         layout = Layout.of(trainer.train_dataset, trainer.data_collator)
         column = self._parse(source, layout) if isinstance(source, Feedback) else source
         if isinstance(column, Reward):
@@ -270,9 +281,19 @@ class Seam:
                 trainer.model, dataset, layout, probes, markers, quiet=quiet
             )
             trainer.train_dataset = dataset.add_column(REFERENCE, rows)
+        self._collate(column, layout)
+
+    def _collate(self, column: str, layout: Layout, *, check: bool = False) -> None:
+        """Take outcomes from the data set's column into the batch."""
+        trainer = self.trainer
         trainer._set_signature_columns_if_needed()
         trainer._signature_columns += [column, REFERENCE]
-        trainer.data_collator = OutcomeCollator(trainer.data_collator, column, layout)
+        trainer.data_collator = OutcomeCollator(
+            trainer.data_collator,
+            column,
+            layout,
+            check=self.regularizer.markers if check else None,
+        )
 
     def _parse(self, source: Feedback, layout: Layout) -> str:
         """Write parsed outcomes into the data sets' own column, and return its name."""
@@ -280,7 +301,7 @@ class Seam:
 
         def parsed(dataset: Any) -> tuple[Any, Counter[str]]:
             return with_parsed_outcomes(
-                dataset, layout, source, trainer.processing_class, markers
+                dataset, layout, source, self.regularizer.tokenizer, markers
             )
 
         trainer.train_dataset, found = parsed(trainer.train_dataset)

@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from emoreg.residual.tokens import TurnMarkers, render
+from emoreg.residual.tokens import TurnMarkers, render, tokenizer_of
 from emoreg.training.columns import OutcomeCollator
 from emoreg.training.diagnosis import Finding, marked, passed, refused, warned
 from emoreg.training.layouts import Layout, as_failures
@@ -167,7 +167,7 @@ def template_line(trainer: Any, survey: Survey | None) -> tuple[Finding, str]:
     Returns:
         The line, and the row with its tokens marked; empty where there is none.
     """
-    name, tokenizer = "chat template", trainer.processing_class
+    name, tokenizer = "chat template", tokenizer_of(trainer.processing_class)
     markers = trainer.emotions.regularizer.markers
     if TurnMarkers.of(tokenizer) != markers:
         return refused(
@@ -207,7 +207,7 @@ def layout_of(trainer: Any) -> Layout | None:
     """Return how rows become sequences; None where that is not known."""
     collator = trainer.data_collator
     if isinstance(collator, OutcomeCollator):
-        return collator.layout
+        return None if collator.markers is not None else collator.layout
     return Layout.find(trainer.train_dataset, collator)
 
 
@@ -234,7 +234,8 @@ def _outcomes(
 def _row(trainer: Any, row: int) -> tuple[list[int] | None, list[float]]:
     """Return the token ids of a row's first sequence, and its outcomes."""
     example, layout = trainer.train_dataset[row], layout_of(trainer)
-    column, tokenizer = column_of(trainer), trainer.processing_class
+    column = column_of(trainer)
+    tokenizer = tokenizer_of(trainer.processing_class)
     if layout is not None:
         outcomes = [] if column is None else layout.outcomes(example[column])[0]
         return layout.ids(example)[0], outcomes
