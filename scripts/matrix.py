@@ -2,16 +2,18 @@
 
     python scripts/matrix.py run --versions locked [-- pytest's arguments]
     python scripts/matrix.py table
+    python scripts/matrix.py ranges
 
-Tests that carry the marker `cell` are its cells. What each came to is written as it ends,
-so a run that is cut off goes on where it stopped; a change of the code or of a version
-starts anew. scripts/test_matrix.sh makes the environments and calls this in each.
+Tests that carry the marker `cell` are its cells. What each came to is written as it
+ends, so a run that is cut off goes on where it stopped; a change of the code or of a
+version starts anew. scripts/test_matrix.sh makes environments and calls this in each.
 """
 
 import argparse
 import hashlib
 import json
 import sys
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / ".matrix"
 TABLE = ROOT / "docs" / "matrix.md"
 PACKAGES = ("trl", "transformers", "peft", "accelerate", "datasets", "torch")
+"""What the matrix varies, and the torch that stays as it is."""
 ORDER = ("sft", "dpo", "kto", "reward", "grpo", "rloo", "plain", "loop")
 NAMES = {
     "sft": "SFT",
@@ -38,12 +41,17 @@ NAMES = {
 HEAD = """\
 # The matrix
 
-Written by `bash scripts/test_matrix.sh`, not by hand: what the tests that carry the marker
-`cell` came to. *passed*: readings, terms and gradients equal those of the plain setting
-(LoRA, float32, one batch, one process), or the trainer's own steps bit for bit, within the
-tolerance that the test states; a figure is the largest difference of the gradient, of its
-largest entry. *refused*: `attach` or TRL stops with a sentence that says why. *not run*: the
-machine that wrote this table lacks something. An empty cell has no test.
+Written by `bash scripts/test_matrix.sh`, not by hand: what the tests that carry the
+marker `cell` came to.
+
+- *passed*: readings, terms and gradients equal those of the plain setting (LoRA,
+  float32, one batch, one process), or the trainer's own steps bit for bit, within the
+  tolerance that the test states. A figure is the largest difference of the gradient, as
+  a share of its largest entry.
+- *refused*: `attach` or TRL stops with a sentence that says why.
+- *not run*: where this table was written something was missing.
+
+An empty cell has no test.
 """
 
 
@@ -156,7 +164,11 @@ def _verdict(results: list[dict[str, Any]]) -> str:
         return "**failed**"
     if skipped:
         return f"not run: {skipped[0]['reason']}"
-    refused = all(cell["refused"] for r in results for cell in r["cells"])
+    refused = all(
+        cell["refused"] or "refused" in r["figures"]
+        for r in results
+        for cell in r["cells"]
+    )
     return "refused" if refused else "passed"
 
 
@@ -175,7 +187,9 @@ def table(names: list[str]) -> str:
     grid: dict[str, dict[str, dict[str, dict[str, list]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     )
-    head = ["| versions | " + " | ".join(PACKAGES) + " | passed | failed | not run | s |"]
+    head = [
+        "| versions | " + " | ".join(PACKAGES) + " | passed | failed | not run | s |"
+    ]
     head.append("|" + "---|" * (len(PACKAGES) + 5))
     for name in names:
         results = read(STORE / name / "results.jsonl")
@@ -201,13 +215,23 @@ def table(names: list[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def ranges() -> list[str]:
+    """Return what pyproject.toml allows of the packages that are varied."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    allowed = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    return [x for x in allowed if x.startswith(PACKAGES[:-1])]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=["run", "table"])
+    parser.add_argument("action", choices=["run", "table", "ranges"])
     parser.add_argument("--versions", default="locked")
     options, arguments = parser.parse_known_args()
     if options.action == "run":
         return run(options.versions, [a for a in arguments if a != "--"])
+    if options.action == "ranges":
+        print("\n".join(ranges()))
+        return 0
     names = [n for n in ("lowest", "locked", "newest") if (STORE / n).is_dir()]
     TABLE.write_text(table(names), encoding="utf-8")
     print(f"Written: {TABLE.relative_to(ROOT)}")

@@ -15,6 +15,8 @@ WEIGHTS = {"contrast": 1.0, "band": 0.1, "meaning": 1.0, "kl": 1.0}
 # Sums in another order, over 4 steps: relative to the largest entry, and on average.
 LARGEST, MEAN = 3e-4, 1e-6
 
+DDP = "DDP, two processes"
+
 
 @pytest.fixture
 def folder(
@@ -54,6 +56,7 @@ def moved(result: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: tensor - start[name] for name, tensor in after.items()}
 
 
+@pytest.mark.cell(trainer="sft", mode="full and LoRA", launch=DDP)
 @pytest.mark.parametrize("peft", [True, False], ids=["lora", "full"])
 def test_two_processes_equal_one(folder: Path, peft: bool) -> None:
     rows = [dict(row) for row in cases.make_rows(16)]
@@ -78,6 +81,9 @@ def test_two_processes_equal_one(folder: Path, peft: bool) -> None:
         assert figures(half)[0][key] != pytest.approx(figures(one)[0][key], rel=1e-2)
 
 
+@pytest.mark.cell(
+    trainer="sft", mode="outcomes of one kind alone", launch="DDP, two processes"
+)
 def test_a_process_without_failing_rows_joins_every_reduce(folder: Path) -> None:
     """One process sees only failures, the other only successes; then none at all."""
     kinds: list[tuple[float | None, ...]] = [(None, 1.0), (None, 0.0)] * 3

@@ -13,9 +13,9 @@ import seam_cases as cases
 import torch
 import trainer_cases as trainers
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trainer_cases import PREFERENCE as KINDS
 from trainer_cases import preference_rows
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from emoreg.residual.capture import capture
 from emoreg.residual.tokens import TurnMarkers
@@ -125,6 +125,7 @@ def read_policy(
         return torch.cat(values), torch.cat(failure)
 
 
+@pytest.mark.cell(trainer="{kind}", mode="plain setting, by a plain forward")
 @pytest.mark.parametrize("kind", KINDS)
 def test_terms_act_on_the_policys_pass_alone(
     build: Callable[..., Any], kind: str
@@ -144,6 +145,7 @@ def test_terms_act_on_the_policys_pass_alone(
     cases.check_added(found["with"], found["without"], wanted, tolerance=1e-4)
 
 
+@pytest.mark.cell(trainer="{kind}", mode="eval during training")
 @pytest.mark.parametrize("kind", ["dpo", "kto"])
 def test_evaluation_reads_the_policy_and_not_its_reference(
     build: Callable[..., Any], kind: str, vectors: EmotionVectors, reference: Reference
@@ -253,6 +255,7 @@ def test_a_stream_of_rows_is_refused(build: Callable[..., Any]) -> None:
 # -- accumulation ----------------------------------------------------------------------
 
 
+@pytest.mark.cell(trainer="{kind}", mode="accumulation, what terms add")
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulation_changes_nothing_that_terms_add(
     build: Callable[..., Any], kind: str

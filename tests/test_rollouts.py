@@ -9,9 +9,9 @@ import seam_cases as cases
 import torch
 import trainer_cases as trainers
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trainer_cases import ROLLOUT as KINDS
 from trainer_cases import prompts
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer  # pyright: ignore
 
 from emoreg.residual.capture import capture
@@ -128,6 +128,8 @@ def test_outcomes_stay_with_their_prompts_through_shuffle_and_split(
     assert order != sorted(order)  # control: they were shuffled
 
 
+@pytest.mark.cell(trainer="{kind}", mode="plain setting, by a plain forward")
+@pytest.mark.cell(trainer="{kind}", mode="accumulation, what terms add")
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_terms_act_on_the_loss_forward_alone(
@@ -193,6 +195,7 @@ def test_rollouts_that_are_used_twice_keep_their_outcomes(
     assert all(value > 0 for value in values)
 
 
+@pytest.mark.cell(trainer="{kind}", mode="eval during training")
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_reads_rollouts_too(build: Callable[..., Any], kind: str) -> None:
     trainer = build(kind, None, per_device_eval_batch_size=4)

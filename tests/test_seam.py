@@ -252,6 +252,7 @@ def first_step(
     return keep.steps[0], cases.logged(trainer)[0]
 
 
+@pytest.mark.cell(trainer="sft", mode="accumulation, what terms add")
 @pytest.mark.parametrize("mixed", [False, True], ids=["one kind", "all kinds"])
 @pytest.mark.parametrize("counted", [True, False], ids=["num_items", "mean"])
 def test_accumulation_changes_nothing(
@@ -357,6 +358,7 @@ def expected_readings(
     return {f"emotion/desperate/L2/lda/{k}": v for k, v in means.items()}
 
 
+@pytest.mark.cell(trainer="sft", mode="eval during training")
 def test_train_and_eval_readings_are_kept_apart_and_true(
     build: Callable[..., Any],
     model: Callable[[], PreTrainedModel],
@@ -493,6 +495,7 @@ def test_too_few_or_many_outcomes_are_refused(
     assert "row 3" in str(refused.value)
 
 
+@pytest.mark.cell(trainer="sft", mode="an outcome outside [0, 1]", refused=True)
 @pytest.mark.parametrize("value", [1.5, -0.1, math.inf])
 def test_outcomes_outside_their_range_are_refused(
     build: Callable[..., Any], value: float
@@ -509,6 +512,7 @@ def test_a_cut_transcript_is_refused(build: Callable[..., Any]) -> None:
         build(ALL, rows=rows, max_length=80, completion_only_loss=False)
 
 
+@pytest.mark.cell(trainer="sft", mode="packing, wrapped", refused=True)
 def test_packing_that_loses_outcomes_is_refused(
     build: Callable[..., Any], recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -634,6 +638,7 @@ def test_terms_of_one_kind_keep_their_own_figures_and_state(
 # -- refusals ------------------------------------------------------------------------
 
 
+@pytest.mark.cell(trainer="sft", mode="attached twice", refused=True)
 def test_attach_is_refused_twice_and_on_other_objects(
     build: Callable[..., Any], vectors: EmotionVectors
 ) -> None:
@@ -680,6 +685,7 @@ def test_a_forward_that_bypasses_the_blocks_is_refused(
         trainer.train()
 
 
+@pytest.mark.cell(trainer="sft", mode="prompt tuning", refused=True)
 def test_adapters_that_add_tokens_are_refused(
     build: Callable[..., Any], model: Callable[[], PreTrainedModel]
 ) -> None:
@@ -689,6 +695,7 @@ def test_adapters_that_add_tokens_are_refused(
         trainer.train()
 
 
+@pytest.mark.cell(trainer="sft", mode="compiled before `attach`", refused=True)
 @pytest.mark.slow
 def test_a_model_compiled_before_is_refused(build: Callable[..., Any]) -> None:
     trainer = build(None, max_steps=1)
@@ -764,6 +771,7 @@ def test_without_a_reference_it_calibrates_and_says_so(
 # -- checkpoints ---------------------------------------------------------------------
 
 
+@pytest.mark.cell(trainer="sft", mode="resumed")
 @pytest.mark.parametrize("peft", [False, True], ids=["full", "lora"])
 def test_a_resumed_run_equals_the_uncut_one(
     build: Callable[..., Any], tmp_path: Path, peft: bool

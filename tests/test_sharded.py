@@ -35,6 +35,7 @@ pytestmark = pytest.mark.xdist_group("sharded")
 WEIGHTS = {"contrast": 1.0, "band": 0.1, "meaning": 100.0, "kl": 1000.0}
 # Sums in another order: relative to the largest entry, and on average.
 LARGEST, MEAN = 3e-4, 1e-6
+ZERO, FSDP2 = "ZeRO, two processes", "FSDP2, two processes"
 HERE = Path(__file__).resolve().parent
 
 
@@ -175,6 +176,7 @@ def check_double_is_seen(
     assert {"log", "weights"} <= set(found)
 
 
+@pytest.mark.cell(trainer="sft", mode="stage {stage}", launch=ZERO)
 @pytest.mark.slow
 @needs_deepspeed
 @pytest.mark.parametrize(
@@ -212,6 +214,11 @@ def test_zero_in_two_processes_equals_one(
     assert ("sharded them" in two["read"]) is (stage == 3)
 
 
+@pytest.mark.cell(
+    trainer="sft",
+    mode="stage 3, resumed",
+    launch=ZERO,
+)
 @pytest.mark.slow
 @needs_deepspeed
 def test_zero3_loads_sharded_saves_and_resumes(folder: Path) -> None:
@@ -233,6 +240,7 @@ def test_zero3_loads_sharded_saves_and_resumes(folder: Path) -> None:
     assert differences(one, again) == []
 
 
+@pytest.mark.cell(trainer="loop", mode="full, LoRA, checkpointing", launch=FSDP2)
 @pytest.mark.slow
 def test_fsdp2_in_two_processes_equals_one(folder: Path) -> None:
     """All weights, all with activation checkpointing, and an adapter."""
@@ -262,6 +270,12 @@ def loop_differences(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
     return found
 
 
+@pytest.mark.cell(
+    trainer="sft",
+    mode="version 1, or one loader",
+    launch=FSDP2,
+    refused=True,
+)
 def test_launches_that_cannot_read_the_reference_are_refused(
     model: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,

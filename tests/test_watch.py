@@ -158,6 +158,7 @@ def test_a_loop_does_what_the_trainer_does(
     )
 
 
+@pytest.mark.cell(trainer="loop", mode="plain setting, by a plain forward")
 def test_the_contrast_has_the_gradient_of_a_plain_forward(
     model: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,
@@ -250,6 +251,7 @@ def test_evaluation_is_logged_apart_and_adds_nothing(
     assert not any(key.startswith("emotion_loss") for key in found)
 
 
+@pytest.mark.cell(trainer="loop", mode="accumulation, what terms add")
 def test_accumulation_and_checkpoints_of_an_accelerate_loop(
     model: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,

@@ -1,4 +1,4 @@
-"""A trainer of each kind on the same conversations, so that a test can vary the rest."""
+"""A trainer of each kind on the same conversations, whose settings a test varies."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -175,7 +175,9 @@ def check_fired(
         raise RuntimeError(
             f"the hooks of layers {silent} must fire in the trainer's forward pass "
             "and did not. A model compiled before `attach`, or called through "
-            "another object, does that: attach first, compile later"
+            "another object, does that: attach first, compile later. So does reentrant "
+            "gradient checkpointing before transformers 5.23: set "
+            "gradient_checkpointing_kwargs={'use_reentrant': False}"
         )
     shape = tuple(captured[layers[0]].shape[:2])
     if shape != tokens:
