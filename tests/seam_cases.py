@@ -27,6 +27,7 @@ from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
 from emoreg.losses.presets import Terms, decouple
 from emoreg.losses.term import DecisionReadings, Probe
 from emoreg.training.adapters import lora_config
+from emoreg.training.alerts import Alert
 from emoreg.training.attach import attach
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference, calibrate
@@ -159,6 +160,22 @@ def make_rows(count: int = 8) -> Dataset:
         (None, 0.5, None, 1.0),
     )
     return Dataset.from_list([row(kinds[k % len(kinds)], k) for k in range(count)])
+
+
+def marked_rows(said: str, asked: str, count: int = 8) -> Dataset:
+    """The rows with a word in every Assistant turn, and another in every user turn."""
+    words = {"assistant": said, "user": asked}
+
+    def marked(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        return [
+            {**x, "content": f"{x['content']} {words[x['role']]}"} for x in messages
+        ]
+
+    sides = ("prompt", "completion")
+    rows = [
+        {**x, **{side: marked(x[side]) for side in sides}} for x in make_rows(count)
+    ]
+    return Dataset.from_list(rows)
 
 
 def quiet(folder: Path | str, **changes: Any) -> dict[str, Any]:
@@ -413,6 +430,8 @@ class Job:
     weights: dict[str, float]
     peft: bool = True
     changes: dict[str, Any] = field(default_factory=dict)
+    alerts: list[dict[str, Any]] = field(default_factory=list)
+    log_texts: int = 0
 
 
 def write_files(
@@ -480,7 +499,12 @@ def main(folder: Path, name: str) -> None:
             peft=adapter() if job.peft else None,
             **job.changes,
         ),
-        monitor=Monitor(vectors, gradients_every=1),
+        monitor=Monitor(
+            vectors,
+            alerts=[Alert(**alert) for alert in job.alerts],
+            log_texts=job.log_texts,
+            gradients_every=1,
+        ),
         terms=terms,
         outcome="failed",
         reference=reference,

@@ -20,6 +20,9 @@ _BLOCK_LISTS = (
     "model.language_model.layers",
     "language_model.model.layers",
 )
+# What the norm before the head is called, where the blocks are: Llama, Qwen, Gemma and
+# Mistral; GPT-2; GPT-NeoX; Phi.
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 LINEAR_NAMES = (
     *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     *("qkv_proj", "gate_up_proj"),  # Phi-3
@@ -125,6 +128,19 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         f"{paths}; found none in {type(base).__name__}. Pass the part of the model "
         "that holds them (for instance its text decoder) as `model`"
     )
+
+
+def final_norm(model: nn.Module) -> nn.Module | None:
+    """Return the norm between the last block and the head; None if none is found."""
+    base = unwrapped(model)
+    for path in _BLOCK_LISTS:
+        found = _resolve(base, path)
+        if isinstance(found, nn.ModuleList) and len(found):
+            above = path.rpartition(".")[0]
+            holder = _resolve(base, above) if above else base
+            norms = (getattr(holder, name, None) for name in _FINAL_NORMS)
+            return next((x for x in norms if isinstance(x, nn.Module)), None)
+    return None
 
 
 def backbone(model: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from emoreg.training import trackers
 from emoreg.vectors.emotion_vectors import RANDOM
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,4 @@ def _tell(alert: Alert, key: str, value: float, step: int) -> None:
         + ("Training stops with a checkpoint" if alert.stop else "Training goes on")
     )
     logger.warning("Alert: %s", text)
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and getattr(wandb, "run", None) is not None:
-        wandb.run.alert(title=f"emoreg: {key}", text=text)
+    trackers.alert(f"emoreg: {key}", text)

@@ -24,6 +24,7 @@ from emoreg.training.experiments import (
     hook_line,
     tried,
 )
+from emoreg.training.log_file import NAME as LOG_FILE
 from emoreg.training.seam import Seam
 from emoreg.training.survey import (
     length_line,
@@ -172,8 +173,8 @@ def _trackers(case: Case) -> Finding:
     if not asked:
         return warned(
             name,
-            "none: readings are in `trainer.state.log_history` alone",
-            "pass --report_to wandb, trackio or tensorboard to see them live",
+            f"none: readings are in {LOG_FILE} of the output folder alone",
+            "pass --report_to wandb, trackio, tensorboard or mlflow to see them live",
         )
     for tracker in asked:
         module = _MODULES.get(str(tracker), str(tracker))

@@ -101,9 +101,10 @@ class EmotionTrainerMixin:
     ) -> None:
         """Log the trainer's metrics and ours, to wherever `report_to` says."""
         prefix = _evaluation(logs)
-        for key, value in self.emotions.metrics("eval" if prefix else "train").items():
-            logs[f"{prefix}{key}"] = value
-        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+        found = self.emotions.metrics("eval" if prefix else "train")
+        logs.update({f"{prefix}{key}": value for key, value in found.items()})
+        with self.emotions.dashboard.line(found, prefix):
+            super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]

@@ -13,10 +13,11 @@ from torch import Tensor
 from emoreg.losses.term import Probe, Reduce, probe_of
 from emoreg.residual.tokens import Thoughts
 from emoreg.training.alerts import Alert
+from emoreg.training.excerpts import Excerpts
 from emoreg.training.lens import Lens
 from emoreg.training.probe_set import ProbeSet
 from emoreg.training.reference import Reference
-from emoreg.training.tallies import figures, tally, totals
+from emoreg.training.tallies import Histogram, figures, histogram, tally, totals
 from emoreg.vectors.emotion_vectors import LDA, LOGISTIC, RANDOM, EmotionVectors
 
 _GROUPS: tuple[str, ...] = ("fail", "pass", "assistant", "think", "answer")
@@ -59,6 +60,7 @@ class Monitor:
         probe_set: ProbeSet | None = None,
         alerts: Sequence[Alert] = (),
         gradients_every: int = 50,
+        log_texts: int = 0,
     ) -> None:
         """Choose what is logged.
 
@@ -75,6 +77,8 @@ class Monitor:
             gradients_every: Optimizer steps from one measurement of the terms'
                 gradients to the next; 0 is never. Each costs a backward pass of the
                 task and of each term.
+            log_texts: Assistant turns whose text is logged with each line, with their
+                readings and outcomes. No text of any row is logged unless you ask.
 
         Raises:
             ValueError: On an emotion or reader that the vectors don't have, or a
@@ -90,8 +94,11 @@ class Monitor:
             vectors.unit_directions(layer=vectors.layers[0], reader=name)
         self.vectors, self.emotions = vectors, tuple(emotions)
         self.probe_set, self.alerts = probe_set, tuple(alerts)
-        self._asked_layers, self._asked_readers = layers, readers
         self.gradients_every = gradients_every
+        self.excerpts = Excerpts(log_texts) if log_texts else None
+        self.histograms: dict[str, Histogram] = {}
+        """Of the last log line: keys as those of means, with `emotion_histogram/`."""
+        self._asked_layers, self._asked_readers = layers, readers
         self.probes: tuple[Probe, ...] = ()
         self._lenses: dict[int, Lens] = {}
         self._sums: dict[str, _Sums] = {}
@@ -172,6 +179,7 @@ class Monitor:
 
         Every process must call it, also one that saw no failing segment.
         """
+        self.histograms = {}
         if mode not in self._sums:
             return {}
         sums = self._sums.pop(mode).over(reduce)
@@ -180,6 +188,7 @@ class Monitor:
         running = self._remember(sums.readings) if mode == "train" else None
         for key, place in self._places():
             result |= _scalars(key, readings[place], cosines[place])
+            self.histograms |= _histograms(key, readings[place])
             if running is not None and bool((running[place][:, 0] > 0).all()):
                 fail, passed = (running[place][:, 1] / running[place][:, 0]).tolist()
                 result[f"{key}/slope_running"] = fail - passed
@@ -309,3 +318,9 @@ def _scalars(
     if f"{key}/fail" in result and f"{key}/pass" in result:
         result[f"{key}/slope"] = result[f"{key}/fail"] - result[f"{key}/pass"]
     return result
+
+
+def _histograms(key: str, sums: Float[np.ndarray, "group sum"]) -> dict[str, Histogram]:
+    name = key.replace("emotion/", "emotion_histogram/", 1)
+    found = zip(_GROUPS, map(histogram, sums), strict=False)
+    return {f"{name}/{group}": made for group, made in found if made is not None}

@@ -190,6 +190,16 @@ class Regularizer:
                 thoughts=self.markers.thoughts(input_ids, spoken),
                 mode=mode,
             )
+            if training and self.monitor.excerpts is not None:
+                self.monitor.excerpts.keep(
+                    self.monitor.probes[0],
+                    streams,
+                    input_ids,
+                    spoken,
+                    positions=positions,
+                    turns=turns,
+                    failure=failure,
+                )
         if not (training and self.decision_terms):
             return None
         total = torch.zeros((), device=failure.device)

@@ -21,6 +21,7 @@ from emoreg.training.columns import (
     take_extras,
 )
 from emoreg.training.costs import StepEnd
+from emoreg.training.dashboard import Dashboard, check_texts
 from emoreg.training.layouts import ONE_A_ROW, Layout, shows_images
 from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
@@ -83,6 +84,7 @@ class Seam:
             roles=roles,
         )
         check_trainer(trainer, terms=terms, outcome=outcome)
+        check_texts(monitor, outcome=outcome is not None)
         self.regularizer = Regularizer(
             trainer.model,
             tokenizer=tokenizer_of(trainer.processing_class),
@@ -97,6 +99,7 @@ class Seam:
         if outcome is not None:
             self._carry(outcome, quiet)
         trainer.add_callback(StepEnd(self.regularizer.costs))
+        self.dashboard = Dashboard(trainer, monitor)
 
     def task_loss(
         self,

@@ -4,6 +4,8 @@ Sums of batches, of micro-batches and of processes are the sums of the whole, so
 reduce per log line is enough, and nothing leaves the device before.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -17,6 +19,19 @@ _HEAD = 3
 """Weight, weighted sum, weighted sum of squares; then the bins."""
 _FEWEST = 20
 """A 5th percentile of fewer readings says nothing."""
+EDGES = tuple(_LOW + _WIDTH * k for k in range(-1, _INNER + 2))
+"""Where bins begin and end; the first and the last also hold all that lies beyond."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Histogram:
+    """How readings are distributed: their weight in each bin between `EDGES`."""
+
+    counts: tuple[float, ...]
+    total: float
+    """Weighted sum of the readings themselves, not of bins."""
+    squares: float
+    """Weighted sum of their squares."""
 
 
 def tally(
@@ -74,6 +89,14 @@ def figures(sums: Float[np.ndarray, " sum"]) -> dict[str, float]:
         found["_p05"] = _quantile(reached, 0.05)
         found["_p95"] = _quantile(reached, 0.95)
     return found
+
+
+def histogram(sums: Float[np.ndarray, " sum"]) -> Histogram | None:
+    """Return how the readings of one emotion lie; None where there were none."""
+    count, total, squares, *counts = sums.tolist()
+    if count <= 0:
+        return None
+    return Histogram(counts=tuple(counts), total=total, squares=squares)
 
 
 def _quantile(reached: Float[np.ndarray, " bin"], share: float) -> float:

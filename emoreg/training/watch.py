@@ -276,6 +276,11 @@ def watch(
             "Pass what `emoreg.calibrate` returned"
         )
     check_loop(accelerator)
+    if monitor is not None and monitor.excerpts is not None:
+        raise ValueError(
+            "`log_texts` must be 0 in a loop of your own, whose tracker you write to "
+            f"yourself; got {monitor.excerpts.count}. Log texts where you have them"
+        )
     check_needs(
         unwrapped(model),
         vectors=None if monitor is None else monitor.vectors,
