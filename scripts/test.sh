@@ -3,7 +3,7 @@
 # Every check runs even when an earlier one failed; the exit status tells of any.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-EXTRAS="train,report,demo,dev,wandb,trackio,tensorboard"
+EXTRAS="train,report,demo,dev,wandb,trackio,tensorboard,mlflow"
 source scripts/setup_env.sh
 
 # Its ZeRO-3 is tried in two processes on the CPU, for which nothing is compiled here.

@@ -173,7 +173,8 @@ def marked_rows(said: str, asked: str, count: int = 8) -> Dataset:
 
     sides = ("prompt", "completion")
     rows = [
-        {**x, **{side: marked(x[side]) for side in sides}} for x in make_rows(count)
+        {**x, **{side: marked(x[side]) for side in sides}}
+        for x in map(dict, make_rows(count))
     ]
     return Dataset.from_list(rows)
 
@@ -465,7 +466,9 @@ def run_job(
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
     launch += ["--num_processes", str(processes)]
     command = [sys.executable, *(launch if processes > 1 else [])]
-    path = os.pathsep.join([str(here.parent.parent), str(here.parent)])
+    own = os.environ.get("PYTHONPATH")
+    folders = [str(here.parent.parent), str(here.parent), *([own] if own else [])]
+    path = os.pathsep.join(folders)
     done = subprocess.run(
         [*command, str(here), str(folder), name],
         env={**os.environ, "PYTHONPATH": path, **(environment or {})},

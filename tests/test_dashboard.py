@@ -24,6 +24,7 @@ from emoreg.vectors.top_tokens import direct_logits, top_tokens
 SAID, ASKED = "zebrafinch", "quokkatoy"
 """Words of Assistant turns, and of user turns, that nothing else holds."""
 KEY = "emotion/desperate/L2/lda"
+WATCHED = ("desperate", "calm")
 
 
 @pytest.fixture
@@ -241,14 +242,11 @@ def test_the_bar_says_the_readings_in_a_line(
     assert "desperate" not in capsys.readouterr().err  # control: there is no bar
 
 
-WATCHED = ("desperate", "calm")
-
-
 # -- texts -----------------------------------------------------------------------------
 
 
 def test_texts_are_the_turns_and_what_was_read_there(
-    make: Callable[..., Any], tokenizer: PreTrainedTokenizerFast
+    make: Callable[..., Any],
 ) -> None:
     trainer = make(3, max_steps=2, learning_rate=0.0)
     trainer.train()
@@ -288,7 +286,6 @@ def test_no_text_is_written_unless_asked(make: Callable[..., Any]) -> None:
 
 
 def test_texts_that_would_never_come_are_refused(
-    make: Callable[..., Any],
     model: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,
     vectors: EmotionVectors,

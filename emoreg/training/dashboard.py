@@ -41,7 +41,7 @@ class Dashboard(TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, **kwargs: Any
     ) -> None:
-        """Begin the file where training begins, and say which trackers lack pictures."""
+        """Begin the file where training begins; say which trackers lack pictures."""
         del control, kwargs
         self._told = False
         tokens = [
@@ -178,7 +178,8 @@ def _tokens(trainer: Any, monitor: Monitor) -> list[TopTokens]:
 
 def _joined(tokens: tuple[str, ...]) -> str:
     """Return tokens in a line, with a dot for a blank that belongs to one."""
-    return ", ".join(x.replace(" ", "·").replace("\n", "⏎") for x in tokens)
+    dotted = [x.replace(" ", "·") for x in tokens]
+    return ", ".join(x if x.isprintable() else repr(x)[1:-1] for x in dotted)
 
 
 def _short(counts: tuple[float, ...]) -> list[int | float]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from transformers.integrations import (
+from transformers.integrations.integration_utils import (
     TensorBoardCallback,
     TrackioCallback,
     WandbCallback,
@@ -68,8 +68,8 @@ def alert(title: str, text: str) -> None:
     wandb, trackio = sys.modules.get("wandb"), sys.modules.get("trackio")
     if wandb is not None and getattr(wandb, "run", None) is not None:
         wandb.run.alert(title=title, text=text)
-    if trackio is not None and _trackio_run() is not None:
-        trackio.alert(title, text)
+    if trackio is not None and (run := _trackio_run()) is not None:
+        run.alert(title, text, step=run._next_step)  # of the row that is about to come
 
 
 def _to_wandb(items: Items, *, commit: bool, step: int | None = None) -> bool:
@@ -81,7 +81,7 @@ def _to_wandb(items: Items, *, commit: bool, step: int | None = None) -> bool:
     row: dict[str, Any] = {} if step is None else {"train/global_step": step}
     for key, item in items.items():
         if isinstance(item, Table):
-            rows = [list(row) for row in item.rows]
+            rows: list[Any] = [list(row) for row in item.rows]
             row[key] = wandb.Table(columns=list(item.columns), data=rows)
         else:
             pair = (np.array(item.counts), np.array(EDGES))
