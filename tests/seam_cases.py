@@ -327,15 +327,17 @@ def losses(trainer: Any) -> list[float]:
 
 
 def logged(trainer: Any, prefix: str = "emotion") -> list[dict[str, float]]:
-    """Readings and terms of every logged step that has some; without what they cost.
+    """Readings and terms of every logged step that has some.
 
-    Times are of the machine, and no two runs have the same.
+    Costs and gradients are left out unless asked for by their prefix: times are the
+    machine's, and gradients are measured on a part of the step, and not in every mode.
     """
+    left = ("emotion_cost/", "emotion_gradient/") if prefix == "emotion" else ()
     found = [
         {
             k: v
             for k, v in entry.items()
-            if k.startswith(prefix) and (prefix != "emotion" or "_cost/" not in k)
+            if k.startswith(prefix) and not k.startswith(left)
         }
         for entry in trainer.state.log_history
     ]

@@ -623,14 +623,14 @@ def test_terms_of_one_kind_keep_their_own_figures_and_state(
         outcome="failed",
     )
     trainer.train()
-    both = cases.logged(trainer)[0]
+    both = cases.logged(trainer, "emotion_loss/")[0]
     task = {"emotion_loss/task"}
     assert set(both) == {"emotion_loss/contrast", "emotion_loss/contrast-2"} | task
     assert set(trainer.emotions.regularizer.state_dict()) == {"contrast", "contrast-2"}
     # Weights did not move, so with the right reference each is its gap, one unit.
     by_lda.weight = 0.0
     trainer.train()
-    alone = cases.logged(trainer)[-1]
+    alone = cases.logged(trainer, "emotion_loss/")[-1]
     assert set(alone) == {"emotion_loss/contrast-2"} | task
     assert alone["emotion_loss/contrast-2"] == pytest.approx(1.0, abs=1e-4)
 
