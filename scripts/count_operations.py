@@ -2,11 +2,11 @@
 
     python scripts/count_operations.py --rows 2 --tokens 1024
 
-Nothing is computed: a Llama of 8 billion parameters is run on the `meta` device, where
+No model is computed: a Llama of 8 billion parameters is run on the `meta` device, where
 tensors have a shape and no values, once with all weights trained and once with an
-adapter's part of the backward pass alone. Counted are the operations of matrix
-products, by PyTorch's own counter, and beside them the numbers that all other
-operations write, since those of the monitor are mostly of that kind.
+adapter's part of the backward pass alone. The monitor reads zeros. Counted are the
+operations of matrix products, by PyTorch's own counter, and beside them the numbers
+that all other operations write, since those of the monitor are mostly of that kind.
 """
 
 import argparse
@@ -23,8 +23,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from emoreg.losses.term import Probe
 from emoreg.residual.layers import LayerPlan, d_model, decoder_layers, num_layers
+from emoreg.training.lens import Lens
 from emoreg.training.monitor import Monitor
-from emoreg.vectors.emotion_vectors import LDA, LOGISTIC, EmotionVectors
+from emoreg.vectors.emotion_vectors import LDA, LOGISTIC, RANDOM, EmotionVectors
 
 LLAMA_8B = {
     "num_hidden_layers": 32,
@@ -101,7 +102,7 @@ def keep_as_adapter(model: Any) -> None:
 
 
 def default_monitor(model: Any) -> Monitor:
-    """Return the default monitor of a model, whose directions have no values."""
+    """Return the default monitor of a model of this shape, with any directions."""
     plan, width = LayerPlan.for_depth(num_layers(model)), d_model(model)
     layers = tuple(sorted({plan.loss[-1], plan.audit[0], plan.audit[-1]}))
     shape = (len(layers), len(EMOTIONS))
@@ -109,17 +110,26 @@ def default_monitor(model: Any) -> Monitor:
         torch.randn(*shape, width), emotions=EMOTIONS, layers=layers
     )
     monitor = Monitor(vectors, emotions=EMOTIONS)
+    readers = (LDA, LOGISTIC, RANDOM)
     monitor.probes = tuple(
         Probe(
-            directions=torch.empty(*shape, width, device="meta"),
-            zero=torch.empty(shape, device="meta"),
-            sigma=torch.empty(shape, device="meta"),
+            directions=torch.ones(*shape, width),
+            zero=torch.ones(shape),
+            sigma=torch.ones(shape),
             layers=layers,
             emotions=EMOTIONS,
             reader=reader,
         )
-        for reader in (LDA, LOGISTIC)
+        for reader in readers
     )
+    columns = len(readers) * len(EMOTIONS)
+    lens = Lens(
+        centre=torch.ones(width),
+        directions=torch.ones(columns, width),
+        level=torch.ones(columns),
+        spread=torch.ones(columns),
+    )
+    monitor._lenses = dict.fromkeys(layers, lens)  # a reference would give them values
     return monitor
 
 
@@ -127,20 +137,21 @@ def monitor_step(model: Any, rows: int, tokens: int, *, turns: int = 4) -> Count
     """Return what the default monitor does with a batch."""
     monitor, width = default_monitor(model), d_model(model)
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+    def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
 
     streams = {
-        layer: empty(rows, tokens, width, dtype=torch.bfloat16)
+        layer: zeros(rows, tokens, width, dtype=torch.bfloat16)
         for layer in monitor.layers
     }
     return count(
         lambda: monitor.update(
             streams,
-            empty(rows, turns, dtype=torch.long),
-            empty(rows, turns),
-            empty(rows, tokens, dtype=torch.bool),
-            turns=empty(rows, turns, dtype=torch.bool),
+            zeros(rows, turns, dtype=torch.long),
+            zeros(rows, turns),
+            zeros(rows, tokens, dtype=torch.bool),
+            input_ids=zeros(rows, tokens, dtype=torch.long),
+            turns=zeros(rows, turns, dtype=torch.bool),
         )
     )
 

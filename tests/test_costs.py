@@ -345,13 +345,12 @@ def test_operations_on_no_device_are_those_of_a_real_run() -> None:
 
 
 def test_the_monitors_products_are_the_formulas() -> None:
-    """2 x places x readers x layers x emotions x (d_model + 53 sums)."""
+    """2 x tokens x readers x layers x emotions x d_model: each stream is read once."""
     script = load_script("count_operations")
     rows, tokens, turns = 2, 12, 3
     model = script.build(**SMALL)
     found = script.monitor_step(model, rows, tokens, turns=turns).products
-    places, bins = rows * (tokens + turns), rows * (tokens + 2 * turns)
-    readers, layers, emotions = 2, 3, 2
-    wanted = 2 * readers * layers * emotions * (places * 32 + bins * 52)
+    readers, layers, emotions = 3, 3, 2
+    wanted = 2 * rows * tokens * readers * layers * emotions * 32
     assert found == pytest.approx(wanted, rel=0.05)
     assert found != pytest.approx(wanted / 2, rel=0.05)

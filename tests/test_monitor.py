@@ -122,6 +122,7 @@ class Batch:
             self.positions,
             self.failure,
             self.spoken,
+            input_ids=self.spoken.long(),
             turns=self.exists,
             thoughts=self.thoughts if thinks else None,
         )

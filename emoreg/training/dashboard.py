@@ -8,6 +8,7 @@ from typing import Any, final
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from emoreg.residual.tokens import tokenizer_of
 from emoreg.training.excerpts import Excerpt
 from emoreg.training.log_file import LogFile
 from emoreg.training.monitor import Monitor
@@ -121,7 +122,8 @@ class Dashboard(TrainerCallback):
         monitor = self._monitor
         if monitor is None or monitor.excerpts is None:
             return []
-        return monitor.excerpts.take(self._trainer.processing_class, monitor.emotions)
+        tokenizer = tokenizer_of(self._trainer.processing_class)
+        return monitor.excerpts.take(tokenizer, monitor.emotions)
 
     def _in_bar(self, found: Mapping[str, float]) -> None:
         for callback in self._trainer.callback_handler.callbacks:
@@ -166,7 +168,7 @@ def _tokens(trainer: Any, monitor: Monitor) -> list[TopTokens]:
     try:
         return top_tokens(
             trainer.model,
-            trainer.processing_class,
+            tokenizer_of(trainer.processing_class),
             monitor.vectors,
             emotions=monitor.emotions,
             layers=monitor.layers,

@@ -134,6 +134,7 @@ class Monitor:
         failure: Float[Tensor, "batch turn"],
         assistant: Bool[Tensor, "batch pos"],
         *,
+        input_ids: Int[Tensor, "batch pos"],
         turns: Bool[Tensor, "batch turn"],
         thoughts: Thoughts | None = None,
         mode: str = "train",
@@ -145,6 +146,7 @@ class Monitor:
             positions: Decision tokens.
             failure: Outcome at each; NaN where unknown or absent.
             assistant: Marks the tokens of Assistant turns.
+            input_ids: What the model read; kept where texts are to be logged.
             turns: Says which of the decision tokens exist.
             thoughts: Which of the Assistant's tokens are thinking and which answer;
                 None where the tokenizer doesn't tell.
@@ -173,6 +175,16 @@ class Monitor:
             counts=torch.stack(counts),
         )
         self._sums[mode] = self._sums[mode] + added if mode in self._sums else added
+        if mode == "train" and self.excerpts is not None:
+            self.excerpts.keep(
+                self.probes[0],
+                streams,
+                input_ids,
+                assistant,
+                positions=positions,
+                turns=turns,
+                failure=failure,
+            )
 
     def metrics(self, reduce: Reduce, *, mode: str = "train") -> dict[str, float]:
         """Return the readings since the last call, over all processes, and start anew.

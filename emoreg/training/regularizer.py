@@ -180,43 +180,30 @@ class Regularizer:
             spoken = self.markers.assistant_tokens(input_ids, extras.starts)
             if mask is not None and mask.shape == spoken.shape:
                 spoken &= mask.bool()  # padding after a turn that was cut
-            mode = "train" if training else "eval"
             self.monitor.update(
                 streams,
                 positions,
                 failure,
                 spoken,
+                input_ids=input_ids,
                 turns=turns,
                 thoughts=self.markers.thoughts(input_ids, spoken),
-                mode=mode,
+                mode="train" if training else "eval",
             )
-            if training and self.monitor.excerpts is not None:
-                self.monitor.excerpts.keep(
-                    self.monitor.probes[0],
-                    streams,
-                    input_ids,
-                    spoken,
-                    positions=positions,
-                    turns=turns,
-                    failure=failure,
-                )
         if not (training and self.decision_terms):
             return None
         total = torch.zeros((), device=failure.device)
         rows = torch.arange(positions.shape[0], device=positions.device).unsqueeze(1)
-        for term in self.decision_terms:
-            if term.weight == 0:
-                continue
+        for term in (term for term in self.decision_terms if term.weight):
             at = {i: streams[i][rows, positions] for i in term.probe.layers}
-            place = None if held is None else held.get(id(term))
+            place, name = (held or {}).get(id(term)), self.names[id(term)]
             readings = _decisions(term.probe, at, failure, extras, place, totals)
             value = term(readings, self.world.reduce)
-            in_part = part and totals is not None
-            self.ledger.add(self.names[id(term)], value, part=in_part)
+            self.ledger.add(name, value, part=part and totals is not None)
             weighted = term.weight * value
             total = total + weighted
             if pulls is not None:
-                pulls[self.names[id(term)]] = weighted
+                pulls[name] = weighted
         return total
 
     def auxiliary(

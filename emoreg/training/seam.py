@@ -119,7 +119,7 @@ class Seam:
         self,
         compute: Callable[..., Any],
         model: torch.nn.Module,
-        inputs: dict[str, Any],
+        inputs: MutableMapping[str, Any],
         **kwargs: Any,
     ) -> Any:
         extras = take_extras(inputs)

@@ -247,11 +247,9 @@ def watch(
     """Put readings and terms into a hand-written training loop.
 
         with emoreg.watch(model, tokenizer, monitor=monitor, terms=terms) as w:
-            for batch, failed in loader:
-                loss = model(**batch).loss + w.terms(batch, failed)
-                loss.backward()
-                w.after_backward()
-                optimizer.step()
+            loss = model(**batch).loss + w.terms(batch, failed)
+            loss.backward()
+            w.after_backward()  # before the optimizer's step
 
     Args:
         model: The model, after `accelerator.prepare` if there is one.
@@ -276,11 +274,7 @@ def watch(
             "Pass what `emoreg.calibrate` returned"
         )
     check_loop(accelerator)
-    if monitor is not None and monitor.excerpts is not None:
-        raise ValueError(
-            "`log_texts` must be 0 in a loop of your own, whose tracker you write to "
-            f"yourself; got {monitor.excerpts.count}. Log texts where you have them"
-        )
+    _refuse_texts(monitor)
     check_needs(
         unwrapped(model),
         vectors=None if monitor is None else monitor.vectors,
@@ -299,3 +293,11 @@ def watch(
     )
     regularizer.hold()
     return Watch(model, regularizer, accelerator)
+
+
+def _refuse_texts(monitor: Monitor | None) -> None:
+    if monitor is not None and monitor.excerpts is not None:
+        raise ValueError(
+            "`log_texts` must be 0 in a loop of your own, whose tracker you write to "
+            f"yourself; got {monitor.excerpts.count}. Log texts where you have them"
+        )
