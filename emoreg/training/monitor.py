@@ -38,7 +38,7 @@ class Monitor:
     passing) where both were seen, and the slope over the last few hundred turns. A
     z-score is against the reference model's passing decision tokens. A cosine is
     `<h - c, d> / |h - c|`, with `c` the vectors' centre and `d` the unit direction: a
-    model that only shrinks its residual stream lowers its z-scores and no cosine.
+    stream that draws nearer to the centre has smaller z-scores and the same cosines.
 
     Two charts stand beside the loss reader's: the audit reader's, since the two
     drifting apart is what evasion looks like, and that of random directions, since
