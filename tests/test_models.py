@@ -110,8 +110,16 @@ def read_row_by_row(
     return torch.cat(values), torch.cat(failure)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize(
+    ("family", "parts"),
+    [
+        ("qwen3_moe", 2),
+        *(
+            pytest.param(family, parts, marks=pytest.mark.slow)
+            for family, parts in (("qwen3_moe", 1), ("mixtral", 1), ("mixtral", 2))
+        ),
+    ],
+)
 @pytest.mark.cell(trainer="sft", mode="mixture of experts, router loss ({family})")
 def test_terms_stand_beside_the_router_loss(
     mixture: Callable[[str], PreTrainedModel],
@@ -313,7 +321,11 @@ def test_a_template_of_parts_is_rendered_in_parts(processor: LlavaProcessor) -> 
     assert tokens.decode(list(markers.opening)).endswith("assistant\n")
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["messages", "prompt"])
+@pytest.mark.parametrize(
+    "whole",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["messages", "prompt"],
+)
 @pytest.mark.cell(trainer="sft", mode="images")
 def test_terms_and_readings_of_rows_with_images(
     llava: Seeing,
@@ -351,6 +363,7 @@ def test_terms_and_readings_of_rows_with_images(
     assert log[key] != pytest.approx(mean_at_failing(other), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.cell(trainer="sft", mode="images, watched")
 def test_watching_rows_with_images_changes_nothing(
     llava: Seeing,
@@ -396,6 +409,7 @@ def test_outcomes_that_do_not_fit_an_image_row_are_refused(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.cell(trainer="sft", mode="text alone, of a model that sees")
 def test_text_alone_through_a_model_that_sees(
     llava: Seeing,

@@ -359,6 +359,7 @@ def test_a_mode_trains_as_the_plain_setting_does(
 CONTROL = Mode(kinds=("sft",), changes=checkpointing(use_reentrant=False))
 
 
+@pytest.mark.slow
 def test_a_term_that_is_lost_or_doubled_would_be_seen(
     observe: Observe, plain: Callable[[str, Mode], Observed]
 ) -> None:
@@ -409,6 +410,7 @@ LABELS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.cell(trainer="sft", mode="labels: {name}")
 @pytest.mark.parametrize("name", LABELS)
 def test_which_tokens_are_trained_on_is_no_matter_to_the_terms(
@@ -434,7 +436,10 @@ def test_which_tokens_are_trained_on_is_no_matter_to_the_terms(
 
 
 @pytest.mark.cell(trainer="{kind}", mode="full, LoRA and DoRA")
-@pytest.mark.parametrize("kind", ["sft", "plain", "dpo"])
+@pytest.mark.parametrize(
+    "kind",
+    ["sft", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("plain", "dpo"))],
+)
 def test_full_lora_and_dora_have_the_gradients_of_one_another(
     observe: Observe, kind: str
 ) -> None:
@@ -536,6 +541,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.cell(trainer="sft", mode="{name}, watched")
 @pytest.mark.parametrize("name", OWN)
 def test_watching_a_mode_with_noise_changes_nothing(
