@@ -91,6 +91,8 @@ def test_a_histogram_is_numpys() -> None:
 def test_where_nothing_was_read_there_is_no_histogram() -> None:
     sums = tally(torch.randn(5, 1), torch.zeros(1, 5))
     assert histogram(sums[0, 0].numpy()) is None
+    nowhere = tally(torch.full((5, 1), float("nan")), torch.ones(1, 5))
+    assert histogram(nowhere[0, 0].numpy()) is None
 
 
 # -- top tokens ------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Two processes on a CPU against one: the same global batch, the same run."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 import seam_cases as cases
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from emoreg.training.log_file import NAME
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +67,8 @@ def test_two_processes_equal_one(folder: Path, peft: bool) -> None:
     two = cases.run_job(folder, "two", job(rows, batch=2, peft=peft), processes=2)
     half = cases.run_job(folder, "half", job(rows, batch=2, peft=peft))
     assert (one["processes"], two["processes"]) == (1, 2)
+    written = (folder / "two" / NAME).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in written] == [0, 1, 2, 3, 4]
     compared = list(zip(figures(one), figures(two), strict=True))
     assert len(compared) == 4
     for expected, found in compared:

@@ -92,9 +92,12 @@ def figures(sums: Float[np.ndarray, " sum"]) -> dict[str, float]:
 
 
 def histogram(sums: Float[np.ndarray, " sum"]) -> Histogram | None:
-    """Return how the readings of one emotion lie; None where there were none."""
-    count, total, squares, *counts = sums.tolist()
-    if count <= 0:
+    """Return how the readings of one emotion lie; None where none lies anywhere.
+
+    One that is not finite is in no bin.
+    """
+    _, total, squares, *counts = sums.tolist()
+    if sum(counts) <= 0:
         return None
     return Histogram(counts=tuple(counts), total=total, squares=squares)
 

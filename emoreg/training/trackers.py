@@ -58,7 +58,7 @@ def beside(callbacks: Sequence[Any], items: Items, *, step: int) -> Iterator[Non
         if callback is wandb and not waits:  # its run began inside
             _to_wandb(items, commit=True, step=step)
         elif isinstance(callback, TrackioCallback):
-            _to_trackio(items, step)
+            _to_trackio(items)
         elif isinstance(callback, TensorBoardCallback) and callback.tb_writer:
             _to_tensorboard(callback.tb_writer, items, step)
 
@@ -96,13 +96,13 @@ def _trackio_run() -> Any:
     return trackio.context_vars.current_run.get()
 
 
-def _to_trackio(items: Items, step: int) -> None:
+def _to_trackio(items: Items) -> None:
     import trackio
 
     run = _trackio_run()
     if run is None:
         return
-    row: dict[str, Any] = {"train/global_step": step}
+    row: dict[str, Any] = {}
     for key, item in items.items():
         if isinstance(item, Table):
             rows = [list(row) for row in item.rows]
