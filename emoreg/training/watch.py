@@ -268,13 +268,9 @@ def watch(
         ValueError: If vectors, terms, model and launch don't fit, or units are missing.
     """
     reference = reference_of(terms) if reference is None else reference
-    if monitor is not None and reference is None:
-        raise ValueError(
-            "`reference` must be given with a monitor, whose units it holds; got None. "
-            "Pass what `emoreg.calibrate` returned"
-        )
+    if monitor is not None:
+        _check_monitor(monitor, reference)
     check_loop(accelerator)
-    _refuse_texts(monitor)
     check_needs(
         unwrapped(model),
         vectors=None if monitor is None else monitor.vectors,
@@ -295,8 +291,13 @@ def watch(
     return Watch(model, regularizer, accelerator)
 
 
-def _refuse_texts(monitor: Monitor | None) -> None:
-    if monitor is not None and monitor.excerpts is not None:
+def _check_monitor(monitor: Monitor, reference: Reference | None) -> None:
+    if reference is None:
+        raise ValueError(
+            "`reference` must be given with a monitor, whose units it holds; got None. "
+            "Pass what `emoreg.calibrate` returned"
+        )
+    if monitor.excerpts is not None:
         raise ValueError(
             "`log_texts` must be 0 in a loop of your own, whose tracker you write to "
             f"yourself; got {monitor.excerpts.count}. Log texts where you have them"
