@@ -40,6 +40,13 @@ def test_figures_are_those_of_the_readings() -> None:
     assert found[""] == pytest.approx(mean, abs=1e-4)
     assert found["_std"] == pytest.approx(spread, abs=1e-4)
     assert np.isinf(figures(sums[0, 1].numpy())[""])  # control
+    values[kept.nonzero()[0][0]] = float("nan")  # told of by the mean, in no bin
+    (lost,) = weights[2:, kept.nonzero()[0][0]]
+    with_nan = tally(values, weights)[2, 1]
+    assert with_nan[1].isnan()
+    assert float(sums[2, 1, 3:].sum() - with_nan[3:].sum()) == pytest.approx(
+        float(lost), abs=1e-4
+    )
 
 
 def test_percentiles_are_numpys_to_a_bin() -> None:

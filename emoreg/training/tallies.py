@@ -63,11 +63,12 @@ def _histogram(
     values: Float[Tensor, "place column"], weights: Float[Tensor, "group place"]
 ) -> Float[Tensor, "group column bin"]:
     place = ((values - _LOW) / _WIDTH).floor().clamp(-1, _INNER) + 1
-    bin_of = place.nan_to_num(0.0).long().T.expand(len(weights), -1, -1)
-    counts = weights.new_zeros(*bin_of.shape[:2], _BINS)
+    counted = torch.where(values.isnan().T, 0.0, weights.unsqueeze(1))  # in no bin
+    bin_of = place.nan_to_num(0.0).long().T.expand_as(counted)
+    counts = weights.new_zeros(*counted.shape[:2], _BINS)
     # Where weights are 0 and 1 the sums are exact, so that their order, which is not
     # fixed on a GPU, is no matter.
-    return counts.scatter_add_(2, bin_of, weights.unsqueeze(1).expand_as(bin_of))
+    return counts.scatter_add_(2, bin_of, counted)
 
 
 def figures(sums: Float[np.ndarray, " sum"]) -> dict[str, float]:
