@@ -75,7 +75,8 @@ def count(action: Callable[[], object]) -> Count:
 
 def build(**shape: int) -> Any:
     """Return a bf16 Llama of that shape on the meta device, in training mode."""
-    config = LlamaConfig(**shape, attn_implementation="eager", use_cache=False)
+    settings: dict[str, Any] = {"attn_implementation": "eager", "use_cache": False}
+    config = LlamaConfig(**shape, **settings)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
 

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,7 +139,9 @@ def test_after_is_held_against_every_other_arm():
     before, after = measured(), measured(scale=0.3, seed=1)
     found = compare(before, after, arms=arms, **FEW)
     index = found.summary.index("logistic", "audit", "audit distress")
-    gaps = {arm: own.after_minus for arm, own in found.summary.arms.items()}
+    gaps: dict[str, Any] = {
+        arm: own.after_minus for arm, own in found.summary.arms.items()
+    }
     assert gaps["before"] is gaps["after"] is found.summary.beyond_control is None
     slopes = {arm: own.slope.estimate for arm, own in found.summary.arms.items()}
     for arm in arms:

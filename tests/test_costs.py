@@ -271,7 +271,8 @@ def test_captured_layers_take_the_bytes_that_the_formula_says(
     model: Callable[[], PreTrainedModel], dtype: torch.dtype, checkpointed: bool
 ) -> None:
     """For each layer rows x tokens x d_model x bytes, unless autograd has it."""
-    made: Any = model().to(dtype).train()
+    made: Any = model()
+    made.to(dtype).train()
     if checkpointed:
         made.gradient_checkpointing_enable({"use_reentrant": False})
     ids, layers = torch.randint(0, 250, (2, 24)), (1, 2, 3)

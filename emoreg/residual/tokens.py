@@ -213,7 +213,10 @@ def render(
             "the tokenizer must have a chat template to read conversations; "
             f"{type(tokenizer).__name__} has none. Set `tokenizer.chat_template`"
         )
-    settings = {"tokenize": False, "add_generation_prompt": generation_prompt}
+    settings: dict[str, Any] = {
+        "tokenize": False,
+        "add_generation_prompt": generation_prompt,
+    }
     try:
         text = tokenizer.apply_chat_template(list(messages), **settings)
         if not _says(text, messages):

@@ -138,7 +138,7 @@ class StepEnd(TrainerCallback):
 
 
 def _has_passed(mark: Mark) -> bool:
-    return isinstance(mark, float) or mark.query()
+    return mark.query() if isinstance(mark, torch.cuda.Event) else True
 
 
 def _seconds(start: Mark, end: Mark) -> float:

@@ -235,8 +235,8 @@ class Regularizer:
         """
         reduce = self.world.reduce
         if mode != "train":
-            watched = self.monitor is not None
-            return self.monitor.metrics(reduce, mode=mode) if watched else {}
+            monitor = self.monitor
+            return {} if monitor is None else monitor.metrics(reduce, mode=mode)
         with self.costs.own():
             result = self._trained(besides) | self._probe(step)
         result |= self.costs.metrics(reduce, self.world.processes)

@@ -93,7 +93,7 @@ def _to_wandb(items: Items, *, commit: bool, step: int | None = None) -> bool:
 def _trackio_run() -> Any:
     import trackio
 
-    return trackio.context_vars.current_run.get()
+    return trackio.context_vars.current_run.get()  # pyright: ignore
 
 
 def _to_trackio(items: Items) -> None:
