@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from emoreg.residual.capture import capture
     from emoreg.training.adapters import lora_config
     from emoreg.training.alerts import Alert
-    from emoreg.training.attach import attach
+    from emoreg.training.attach import attach, detach
     from emoreg.training.doctor import doctor
     from emoreg.training.mixin import EmotionTrainerMixin
     from emoreg.training.monitor import Monitor
@@ -66,6 +66,7 @@ __all__ = [
     "capture",
     "compare",
     "demo",
+    "detach",
     "doctor",
     "extract",
     "lora_config",
@@ -92,6 +93,7 @@ _HOMES = {
     "Reward": "emoreg.training.sources",
     "VectorFitter": "emoreg.vectors.fit",
     "attach": "emoreg.training.attach",
+    "detach": "emoreg.training.attach",
     "calibrate": "emoreg.training.reference",
     "capture": "emoreg.residual.capture",
     "compare": "emoreg.comparison.compare",

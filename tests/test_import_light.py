@@ -43,6 +43,7 @@ PUBLIC = {
     "capture",
     "compare",
     "demo",
+    "detach",
     "doctor",
     "extract",
     "lora_config",

@@ -1,4 +1,4 @@
-"""Putting monitor and terms into a trainer that already exists."""
+"""Putting monitor and terms into a trainer that already exists, and out again."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -52,7 +52,7 @@ def attach(
     if isinstance(trainer, EmotionTrainerMixin):
         raise ValueError(
             "`trainer` must not be attached twice, or its terms would count double; "
-            "give `attach` everything in one call"
+            "give `attach` everything in one call, or build a new trainer"
         )
     seam = make_seam(
         trainer, monitor=monitor, terms=terms, outcome=outcome, reference=reference
@@ -62,4 +62,23 @@ def attach(
         f"Emotion{base.__name__}", (EmotionTrainerMixin, base), {}
     )
     trainer.emotions = seam  # type: ignore[attr-defined]
+    return trainer
+
+
+def detach(trainer: TrainerT) -> TrainerT:
+    """Take readings and terms out of `trainer`, before or while it trains.
+
+    From its next batch on it does what it does without emoreg, from the weights and the
+    optimizer state that it has then. Readings that no log line has shown are dropped;
+    later checkpoints hold no state of terms. To attach again, build a new trainer.
+
+    Raises:
+        ValueError: If nothing is attached.
+    """
+    if not isinstance(trainer, EmotionTrainerMixin):
+        raise ValueError(
+            "`trainer` must have been attached to, and was not: got "
+            f"{type(trainer).__name__}. There is nothing to take out"
+        )
+    trainer.emotions.release()
     return trainer

@@ -118,6 +118,11 @@ class Regularizer:
         for anchor in self.anchors:
             anchor.cache(self.model)
 
+    def release(self) -> None:
+        """Do nothing from now on: no hook, no term, no anchor, no reading."""
+        self.monitor, self.terms, self.decision_terms = None, (), []
+        self.anchors, self.gradients.every = [], 0
+
     def reading(
         self, model: nn.Module, input_ids: Int[Tensor, "batch pos"], *, training: bool
     ) -> AbstractContextManager[Captured]:

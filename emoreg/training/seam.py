@@ -72,6 +72,7 @@ class Seam:
     ) -> None:
         """Check what must hold, cache the reference's readings, wrap the collator."""
         self.trainer, self.outcome = trainer, outcome
+        self.released = False
         self.rewards: Tensor | None = None
         self._held: dict[int, slice] = {}
         self._totals: StepTotals | None = None
@@ -204,11 +205,18 @@ class Seam:
         if trainer.accelerator.sync_gradients and not trainer.is_deepspeed_enabled:
             self._auxiliary(model, trainer.accelerator.backward)
 
+    def release(self) -> None:
+        """Let the trainer go on alone; outcomes are still kept from the model."""
+        self.released = True
+        self.regularizer.release()
+
     def metrics(self, mode: str) -> dict[str, float]:
         """Return the readings and terms since the last call; every process calls it.
 
         An alert that asks for it ends training, with a checkpoint, on all of them.
         """
+        if self.released:
+            return {}
         step, control = self.trainer.state.global_step, self.trainer.control
         found = self.regularizer.metrics(mode, step=step, besides=(_TASK,))
         if self.regularizer.should_stop and not control.should_training_stop:
