@@ -51,7 +51,7 @@ marker `cell` came to.
 - *refused*: `attach` or TRL stops with a sentence that says why.
 - *not run*: where this table was written something was missing.
 
-An empty cell has no test.
+An empty cell has no result.
 """
 
 
@@ -78,17 +78,14 @@ def versions() -> dict[str, str]:
 
 def cells(item: Any) -> Iterator[dict[str, Any]]:
     """Yield what a test is in the matrix, its marker filled with its parameters."""
-    params = {k: str(v) for k, v in getattr(item, "callspec", _NONE).params.items()}
+    call = getattr(item, "callspec", None)
+    params = {} if call is None else {k: str(v) for k, v in call.params.items()}
     for marker in item.iter_markers("cell"):
         cell = {"launch": "one process", "refused": False, **marker.kwargs}
         yield {
             key: value.format(**params) if isinstance(value, str) else value
             for key, value in cell.items()
         }
-
-
-class _NONE:
-    params: dict[str, Any] = {}  # noqa: RUF012
 
 
 class Recorder:
@@ -203,7 +200,7 @@ def table(names: list[str]) -> str:
         tallies.append(round(sum(result["seconds"] for result in results)))
         shown = [*(packages[p] for p in PACKAGES), *map(str, tallies)]
         head.append(f"| {name} | " + " | ".join(shown) + " |")
-    parts = [HEAD, "\n".join(head)]
+    parts = [HEAD.strip(), "\n".join(head)]
     for launch, modes in grid.items():
         trainers = [t for t in ORDER if any(t in row for row in modes.values())]
         lines = ["| | " + " | ".join(NAMES[t] for t in trainers) + " |"]
