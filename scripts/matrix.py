@@ -229,7 +229,11 @@ def main() -> int:
     if options.action == "ranges":
         print("\n".join(ranges()))
         return 0
-    names = [n for n in ("lowest", "locked", "newest") if (STORE / n).is_dir()]
+    names = [
+        n
+        for n in ("lowest", "locked", "newest")
+        if (STORE / n / "versions.json").is_file()
+    ]
     TABLE.write_text(table(names), encoding="utf-8")
     print(f"Written: {TABLE.relative_to(ROOT)}")
     return 0
