@@ -235,9 +235,9 @@ def observe(
             callbacks=[keep],
             **settings,
         )
-        weights = {**WEIGHTS, **({"kl": 0.0} if kind == "reward" else {})} | (
-            weights or {}
-        )
+        # A reward model has no predictions; of a packed row the anchor holds another text.
+        kl = 0.0 if kind == "reward" or mode.parsed else WEIGHTS["kl"]
+        weights = {**WEIGHTS, "kl": kl, **(weights or {})}
         terms = cases.make_terms(vectors, reference, **weights)
         for term in terms:
             if isinstance(term, MeaningAnchor | ReferenceKL):
