@@ -235,7 +235,7 @@ def observe(
             callbacks=[keep],
             **settings,
         )
-        # A reward model has no predictions; of a packed row the anchor holds another text.
+        # A reward model predicts nothing; of a packed row the anchor holds another text.
         kl = 0.0 if kind == "reward" or mode.parsed else WEIGHTS["kl"]
         weights = {**WEIGHTS, "kl": kl, **(weights or {})}
         terms = cases.make_terms(vectors, reference, **weights)
