@@ -404,7 +404,7 @@ def added(observe: Observe, mode: Mode, **changes: Any) -> Observed:
 
 LABELS: dict[str, dict[str, Any]] = {
     "whole text": {"completion_only_loss": False},
-    "assistant only": {"assistant_only_loss": True},
+    "assistant only": {"assistant_only_loss": True, "completion_only_loss": False},
     "dft": {"loss_type": "dft"},
     "label smoothing": {"label_smoothing_factor": 0.1},
 }
