@@ -91,9 +91,9 @@ def _to_wandb(items: Items, *, commit: bool, step: int | None = None) -> bool:
 
 
 def _trackio_run() -> Any:
-    import trackio
+    from trackio.context_vars import current_run
 
-    return trackio.context_vars.current_run.get()  # pyright: ignore
+    return current_run.get()
 
 
 def _to_trackio(items: Items) -> None:
