@@ -220,7 +220,7 @@ def ranges() -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=["run", "table", "ranges"])
     parser.add_argument("--versions", default="locked")
     options, arguments = parser.parse_known_args()

@@ -180,6 +180,11 @@ def settle(terms: Terms) -> None:
             term.load_state_dict(state)
 
 
+def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    made: Any = model
+    return made.to(dtype)
+
+
 def adapter_of(kind: str) -> LoraConfig | None:
     """The package's LoRA, as DoRA, or none."""
     if kind == "none":
@@ -227,7 +232,7 @@ def observe(
             settings.pop("train_sampling_strategy")
         trainer: Any = trainers.make_trainer(
             kind,
-            lambda: model().to(mode.dtype),
+            lambda: in_dtype(model(), mode.dtype),
             tokenizer,
             tmp_path,
             peft=adapter_of(mode.adapter),
@@ -270,7 +275,7 @@ def observe(
     return run
 
 
-_PLAIN: dict[tuple[str, Mode], Observed] = {}
+_PLAIN: dict[tuple[str, str], Observed] = {}
 
 
 @pytest.fixture
@@ -642,12 +647,11 @@ def test_an_adapter_on_a_quantized_base(
             for name, module in quantized().named_modules():
                 if type(module).__name__ == "Linear4bit":
                     weight: Any = module.weight
-                    base.get_submodule(name).weight.copy_(
-                        dequantize_4bit(weight.data, weight.quant_state)
-                    )
+                    plain: Any = base.get_submodule(name)
+                    plain.weight.copy_(dequantize_4bit(weight.data, weight.quant_state))
         return base
 
-    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.functional import dequantize_4bit  # pyright: ignore
 
     seen = []
     for build in (whole, quantized, model):

@@ -1,5 +1,7 @@
 """A trainer of each kind on the same conversations, whose settings a test varies."""
 
+# pyright: reportPrivateImportUsage=false
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
-from trl import (  # pyright: ignore[reportPrivateImportUsage]
+from trl import (
     DPOConfig,
     DPOTrainer,
     GRPOConfig,
@@ -76,7 +78,7 @@ def shortness(completions: list[Any], **_: Any) -> list[float]:
     return [-float(sum(map(ord, text))) / 1e4 for text in said]
 
 
-def scored(model: PreTrainedModel, pad_token_id: int) -> PreTrainedModel:
+def scored(model: PreTrainedModel, pad_token_id: Any) -> PreTrainedModel:
     """A reward model with the body of `model`."""
     config = model.config
     config.num_labels, config.pad_token_id = 1, pad_token_id
@@ -121,7 +123,7 @@ def make_trainer(
     else:
         data = preference_rows(kind) if rows is None else rows
     if kind == "reward":
-        base = scored(base, int(tokenizer.pad_token_id))
+        base = scored(base, tokenizer.pad_token_id)
         if peft is not None:
             peft.task_type = "SEQ_CLS"
     elif kind in PREFERENCE and peft is None:
