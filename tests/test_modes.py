@@ -144,6 +144,8 @@ MODES = {
         **PARTS,
     ),
 }
+MATRIX = (pytest.mark.slow, pytest.mark.matrix)
+"""Too many for every run: scripts/test_matrix.sh has them."""
 FAST = ("bf16 weights", "packing, accumulation")
 """What is compared; `test_only_the_labels_change` has the modes of labels."""
 
@@ -331,7 +333,7 @@ def pairs() -> list[Any]:
             kind,
             name,
             id=f"{kind}-{name}",
-            marks=() if kind == "sft" and name in FAST else pytest.mark.slow,
+            marks=() if kind == "sft" and name in FAST else MATRIX,
         )
         for name, mode in MODES.items()
         for kind in mode.kinds
@@ -415,6 +417,7 @@ LABELS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.slow
 @pytest.mark.cell(trainer="sft", mode="labels: {name}")
 @pytest.mark.parametrize("name", LABELS)
@@ -444,7 +447,7 @@ def test_which_tokens_are_trained_on_is_no_matter_to_the_terms(
 @pytest.mark.cell(trainer="{kind}", mode="full, LoRA and DoRA")
 @pytest.mark.parametrize(
     "kind",
-    ["sft", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("plain", "dpo"))],
+    ["sft", *(pytest.param(kind, marks=MATRIX) for kind in ("plain", "dpo"))],
 )
 def test_full_lora_and_dora_have_the_gradients_of_one_another(
     observe: Observe, kind: str
@@ -547,6 +550,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.slow
 @pytest.mark.cell(trainer="sft", mode="{name}, watched")
 @pytest.mark.parametrize("name", OWN)
@@ -574,6 +578,7 @@ def test_watching_a_mode_with_noise_changes_nothing(
         assert plain != losses
 
 
+@pytest.mark.matrix
 @pytest.mark.slow  # tracing the model takes half a minute
 @pytest.mark.cell(trainer="sft", mode="compiled")
 def test_a_compiled_model_is_read_as_any_other(
@@ -615,6 +620,7 @@ def test_a_compiled_model_is_read_as_any_other(
     assert logs[1] != pytest.approx(logs[0], rel=1e-2)  # control: steps differ
 
 
+@pytest.mark.matrix
 @pytest.mark.slow
 @pytest.mark.cell(trainer="sft", mode="QLoRA, 4 bits")
 def test_an_adapter_on_a_quantized_base(
