@@ -5,7 +5,7 @@
 
 export TOKENIZERS_PARALLELISM=false
 # glibc gives every large tensor back to the kernel and asks for it anew, page by page.
-# Kept instead, a training step on a CPU takes two thirds of the time (docs/numerics.md).
+# Kept instead, a training step on a CPU takes two thirds of the time (docs/log.md).
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4294967296}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-8589934592}"
 VENV_PYTHON=".venv/bin/python"

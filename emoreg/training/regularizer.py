@@ -201,9 +201,9 @@ class Regularizer:
         rows = torch.arange(positions.shape[0], device=positions.device).unsqueeze(1)
         for term in (term for term in self.decision_terms if term.weight):
             at = {i: streams[i][rows, positions] for i in term.probe.layers}
-            place, name = (held or {}).get(id(term)), self.names[id(term)]
+            place = (held or {}).get(id(term))
             readings = _decisions(term.probe, at, failure, extras, place, totals)
-            value = term(readings, self.world.reduce)
+            value, name = term(readings, self.world.reduce), self.names[id(term)]
             self.ledger.add(name, value, part=part and totals is not None)
             weighted = term.weight * value
             total = total + weighted
