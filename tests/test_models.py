@@ -14,6 +14,7 @@ import torch
 import transformers
 from datasets import Dataset
 from PIL import Image
+from trainer_cases import MATRIX
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -115,7 +116,7 @@ def read_row_by_row(
     [
         ("qwen3_moe", 2),
         *(
-            pytest.param(family, parts, marks=pytest.mark.slow)
+            pytest.param(family, parts, marks=MATRIX)
             for family, parts in (("qwen3_moe", 1), ("mixtral", 1), ("mixtral", 2))
         ),
     ],
@@ -324,7 +325,7 @@ def test_a_template_of_parts_is_rendered_in_parts(processor: LlavaProcessor) -> 
 
 @pytest.mark.parametrize(
     "whole",
-    [True, pytest.param(False, marks=pytest.mark.slow)],
+    [True, pytest.param(False, marks=MATRIX)],
     ids=["messages", "prompt"],
 )
 @pytest.mark.cell(trainer="sft", mode="images")

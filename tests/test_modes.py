@@ -18,7 +18,7 @@ import transformers
 from datasets import Dataset
 from packaging.version import Version
 from peft import LoraConfig
-from trainer_cases import KINDS, PREFERENCE, ROLLOUT
+from trainer_cases import KINDS, MATRIX, PREFERENCE, ROLLOUT
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -145,8 +145,6 @@ MODES = {
         **PARTS,
     ),
 }
-MATRIX = (pytest.mark.slow, pytest.mark.matrix)
-"""Too many for every run: scripts/test_matrix.sh has them."""
 FAST = ("bf16 weights", "packing, accumulation")
 """What is compared; `test_only_the_labels_change` has the modes of labels."""
 
@@ -520,7 +518,13 @@ FEW = {"max_steps": 50, "per_device_train_batch_size": 2, "learning_rate": 3e-3}
 
 @pytest.mark.cell(trainer="{kind}", mode="monitor alone, 50 steps")
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(k, marks=() if k in ("sft", "dpo", "grpo") else MATRIX)
+        for k in KINDS
+    ],
+)
 def test_fifty_steps_are_bitwise_those_without_it(
     model: Model,
     tokenizer: PreTrainedTokenizerFast,

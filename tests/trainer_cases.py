@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import seam_cases as cases
 import torch
 from datasets import Dataset
@@ -29,6 +30,8 @@ from trl import (
     RLOOTrainer,
 )
 
+MATRIX = (pytest.mark.slow, pytest.mark.matrix)
+"""Too many for every run: scripts/test_matrix.sh has them."""
 CLASSES: dict[str, tuple[Any, Any]] = {
     "dpo": (DPOTrainer, DPOConfig),
     "kto": (KTOTrainer, KTOConfig),
