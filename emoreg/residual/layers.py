@@ -132,15 +132,8 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 def final_norm(model: nn.Module) -> nn.Module | None:
     """Return the norm between the last block and the head; None if none is found."""
-    base = unwrapped(model)
-    for path in _BLOCK_LISTS:
-        found = _resolve(base, path)
-        if isinstance(found, nn.ModuleList) and len(found):
-            above = path.rpartition(".")[0]
-            holder = _resolve(base, above) if above else base
-            norms = (getattr(holder, name, None) for name in _FINAL_NORMS)
-            return next((x for x in norms if isinstance(x, nn.Module)), None)
-    return None
+    norms = (getattr(backbone(model), name, None) for name in _FINAL_NORMS)
+    return next((norm for norm in norms if isinstance(norm, nn.Module)), None)
 
 
 def backbone(model: nn.Module) -> nn.Module:
