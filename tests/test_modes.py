@@ -26,8 +26,6 @@ from transformers import (
 )
 
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
-from emoreg.losses.contrast import ContrastPenalty
-from emoreg.losses.presets import Terms
 from emoreg.training.attach import attach
 from emoreg.training.monitor import Monitor
 from emoreg.training.outcomes import Outcome
@@ -70,8 +68,6 @@ class Mode:
     dtype: torch.dtype = torch.float32
     parsed: bool = False
     """Whether outcomes are read from the text, since packing drops columns."""
-    settled: bool = False
-    """Whether the running means have a long past, so that parts of a step agree."""
     largest: float = 1e-4
     """Largest difference allowed, of the largest entry."""
     mean: float = 1e-5
@@ -79,7 +75,7 @@ class Mode:
 
     @property
     def plain(self) -> "Mode":
-        return Mode(adapter=self.adapter, parsed=self.parsed, settled=self.settled)
+        return Mode(adapter=self.adapter, parsed=self.parsed)
 
 
 def checkpointing(**how: Any) -> dict[str, Any]:
@@ -90,7 +86,6 @@ HALVES: Any = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 
 PACKED: Any = {"packing": True, "per_device_train_batch_size": 1}
 HIDES_BLOCKS = Version(transformers.__version__) < Version("5.23")
 """Before, reentrant checkpointing ran a block's hooks without gradients."""
-PARTS: Any = {"settled": True, "mean": 1e-4}
 COARSE: Any = {"largest": 0.1, "mean": 0.1}
 """bfloat16 keeps 8 bits: one rounding is 0.4 %, and a block has dozens."""
 TRL = tuple(kind for kind in KINDS if kind != "plain")
@@ -104,7 +99,7 @@ MODES = {
     "activation offloading": Mode(
         kinds=("sft", *PREFERENCE), changes={"activation_offloading": True}
     ),
-    "accumulation": Mode(kinds=("sft", "plain", "dpo"), changes=HALVES, **PARTS),
+    "accumulation": Mode(kinds=("sft", "plain", "dpo"), changes=HALVES),
     "bf16 autocast": Mode(changes={"bf16": True}, **COARSE),
     "bf16 weights": Mode(dtype=torch.bfloat16, **COARSE),
     "fp16 weights": Mode(dtype=torch.float16, largest=0.02, mean=0.01),
@@ -121,7 +116,6 @@ MODES = {
         kinds=("sft",),
         parsed=True,
         changes={**PACKED, "max_length": 330, "gradient_accumulation_steps": 2},
-        **PARTS,
     ),
     "DoRA, checkpointing": Mode(
         kinds=("sft", "dpo"),
@@ -132,7 +126,6 @@ MODES = {
         kinds=("sft",),
         dtype=torch.bfloat16,
         changes={**checkpointing(use_reentrant=False), **HALVES},
-        settled=True,
         **COARSE,
     ),
     "full, bf16 weights": Mode(
@@ -142,7 +135,6 @@ MODES = {
         kinds=("sft",),
         adapter="none",
         changes={**checkpointing(use_reentrant=False), **HALVES},
-        **PARTS,
     ),
 }
 FAST = ("bf16 weights", "packing, accumulation")
@@ -168,17 +160,6 @@ def told(text: str) -> Outcome:
     said = {cases.FAILS: 1.0, cases.PASSES: 0.0}
     found = [value for feedback, value in said.items() if feedback in text]
     return Outcome(failure=found[0] if found else None, source="told")
-
-
-def settle(terms: Terms) -> None:
-    """Give running means a past that a step hardly moves: failure above success."""
-    for term in terms:
-        if isinstance(term, ContrastPenalty):
-            state = term.state_dict()
-            for side, mean in (("failing", 1.0), ("succeeding", 0.0)):
-                state[f"{side}_count"] = torch.tensor(1e6)
-                state[f"{side}_sum"] = torch.full_like(state[f"{side}_sum"], 1e6 * mean)
-            term.load_state_dict(state)
 
 
 def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -248,8 +229,6 @@ def observe(
         for term in terms:
             if isinstance(term, MeaningAnchor | ReferenceKL):
                 term.every, term.passages = 1, 4
-        if mode.settled:
-            settle(terms)
         attach(
             trainer,
             monitor=Monitor(vectors),

@@ -81,8 +81,13 @@ def gradient(
     reference: Tensor | None = None,
     reduce: Callable[[Tensor], Tensor] = alone,
 ) -> tuple[Tensor, Tensor]:
-    """Return the value of a term and its gradient at each reading."""
+    """Return the value of a term and its gradient at each reading.
+
+    The step before had the same readings, and without a memory (decay 0) those are all
+    that decides.
+    """
     values = values.detach().clone().requires_grad_()
+    term(decision(values, failure, reference), reduce)
     value = term(decision(values, failure, reference), reduce)
     (found,) = torch.autograd.grad(value, values)
     return value.detach(), found
@@ -151,9 +156,11 @@ def test_contrast_passes_gradcheck(with_reference: bool) -> None:
         return decision(torch.cat([x, passed]), failure, reference)
 
     def loss(x: Tensor) -> Tensor:
-        # A fresh term each time: without a past, value and gradient belong together.
+        # Where the step before was this one, value and gradient belong together.
         # Passing rows stay: the contrast takes no gradient through them.
-        return contrast()(rows(x))
+        term = contrast()
+        term(rows(x))
+        return term(rows(x))
 
     assert torch.autograd.gradcheck(loss, values.requires_grad_())
     old = contrast(decay=0.9)
@@ -285,22 +292,56 @@ def test_the_running_mean_is_weighted_by_counts() -> None:
     term = contrast(decay=0.8, anchor=0.0)
     draws = [torch.randn(n, *SHAPE, dtype=torch.float64) for n in (1, 4, 2)]
     batches = [draw + 4 * SIGNS for draw in draws]
-    total, count = full(0.0), 0.0
     level = torch.randn(2, *SHAPE, dtype=torch.float64)
     term(decision(level, numbers(0, 0)))  # successes, then none: their mean stays
+    total, count = full(0.0), 0.0
+    mean = full(2.0) * SIGNS  # the gap, before the first failure
     for values in batches:
-        value, found = gradient(term, values, torch.ones(len(values)).double())
-        total, count = 0.8 * total + values.sum(0), 0.8 * count + len(values)
-        x = SIGNS * (total / count - level.mean(0))
+        values.requires_grad_()
+        value = term(decision(values, torch.ones(len(values)).double()))
+        (found,) = torch.autograd.grad(value, values)
+        x = SIGNS * (mean - level.mean(0))
         above = torch.relu(x - 0.5)
-        torch.testing.assert_close(value, above.square().mean())
+        torch.testing.assert_close(value.detach(), above.square().mean())
         slope = SIGNS * 2 * above / (len(values) * above.numel())
         torch.testing.assert_close(found, slope.expand_as(found))
+        total, count = 0.8 * total + values.detach().sum(0), 0.8 * count + len(values)
+        mean = total / count
     for past in (batches[:0], [level]):  # control: memory of both sides matters
         young = contrast(decay=0.8, anchor=0.0)
         for values in past:
             young(decision(values, numbers(0, 0)))
-        assert not torch.allclose(gradient(young, batches[-1], numbers(1, 1))[0], value)
+        other = young(decision(batches[-1], numbers(1, 1)))
+        assert not torch.allclose(other, value)
+
+
+def test_all_parts_of_a_step_meet_the_means_of_the_steps_before() -> None:
+    draws = torch.randn(4, 6, *SHAPE, dtype=torch.float64) + 2 * SIGNS
+    failure = numbers(1, 0, 0.5, 1, 0, 1)
+    totals = {"failing_total": failure.sum(), "succeeding_total": (1 - failure).sum()}
+
+    def steps(parts: list[slice], told: bool) -> tuple[Tensor, Tensor, dict]:
+        """The last step's value and gradient after three steps in the same parts."""
+        term, values, gradients = contrast(decay=0.8), full(0.0).sum(), []
+        for draw in draws:
+            values, gradients = full(0.0).sum(), []
+            for place, part in enumerate(parts):
+                x = draw[part].clone().requires_grad_()
+                readings = decision(x, failure[part])
+                again = told and place > 0
+                value = term(replace(readings, continues=again, **totals))
+                gradients.append(torch.autograd.grad(value, x)[0])
+                values = values + value.detach()
+        return values, torch.cat(gradients), term.state_dict()
+
+    whole = steps([slice(0, 6)], told=True)
+    parted = steps([slice(0, 1), slice(1, 4), slice(4, 6)], told=True)
+    for one, other in zip(whole[:2], parted[:2], strict=True):
+        torch.testing.assert_close(one, other)
+    for name, tensor in whole[2].items():
+        torch.testing.assert_close(tensor, parted[2][name])
+    untold = steps([slice(0, 1), slice(1, 4), slice(4, 6)], told=False)  # control
+    assert not torch.allclose(whole[1], untold[1])
 
 
 EMPTY = {

@@ -38,9 +38,11 @@ class ContrastPenalty(AbstractDecisionTerm):
 
     `F` and `S` are running means in dual form: their values decide the slope of the
     hinge, the gradient flows through the present batch, so one row a batch is enough.
-    Until the first success `S` is the reference's. Where the reference's readings of
-    the same tokens are given, the means are of `p - p_ref` and `F` starts from the
-    calibrated gap, which takes the spread between tasks out of the estimate.
+    They are of the optimizer steps before the present one, so that each part of an
+    accumulated step meets the same slope; until there are any, of the reference. Where
+    its readings of the same tokens are given, the means are of `p - p_ref` and `F`
+    has the calibrated gap added, which takes the spread between tasks out of the
+    estimate.
     """
 
     def __init__(
@@ -88,19 +90,19 @@ class ContrastPenalty(AbstractDecisionTerm):
     def __call__(self, readings: DecisionReadings, reduce: Reduce = alone) -> Tensor:
         """Return the penalty; its gradient is that of the dual form."""
         self._to(readings.values.device)
-        shift = readings.values
-        start = torch.zeros_like(self._gap)
+        if not readings.continues:
+            self._failing.settle()
+            self._succeeding.settle()
+        shift, start = readings.values, self._gap
         if readings.reference is not None:
-            shift, start = shift - readings.reference, self._gap
+            shift = shift - readings.reference
+        else:  # readings themselves: the gap stands in for those not yet seen
+            start = torch.where(self._failing.count > 0, 0.0, self._gap)
         local = weighted_sum(shift, readings.failing)
         other = weighted_sum(shift.detach(), readings.succeeding)
         count, whole = reduce(readings.failing.sum()), reduce(readings.failing_step)
-        self._failing.add(reduce(local.detach()), count, whole)
-        self._succeeding.add(
-            reduce(other),
-            reduce(readings.succeeding.sum()),
-            reduce(readings.succeeding_step),
-        )
+        self._failing.add(reduce(local.detach()), count)
+        self._succeeding.add(reduce(other), reduce(readings.succeeding.sum()))
         x = self._signs * (start + self._failing.mean - self._succeeding.mean)
         above, below = torch.relu(x - self._tau), torch.relu(self._low - x)
         slope = (2 * above - 0.5 * below) * self._signs
@@ -127,7 +129,9 @@ class ContrastPenalty(AbstractDecisionTerm):
             self._succeeding.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the running means."""
+        """Return the running means, the latest step's segments among them."""
+        for mean in self._means().values():
+            mean.settle()
         return {
             f"{side}_{name}": tensor.cpu()
             for side, mean in self._means().items()
@@ -138,8 +142,8 @@ class ContrastPenalty(AbstractDecisionTerm):
         """Take back the running means."""
         device = self._gap.device
         for side, mean in self._means().items():
-            mean.sum = state[f"{side}_sum"].to(device)
-            mean.count = state[f"{side}_count"].to(device)
+            total, count = state[f"{side}_sum"], state[f"{side}_count"]
+            mean.start_from(total.to(device), count.to(device))
 
     def _means(self) -> dict[str, "RunningMean"]:
         return {"failing": self._failing, "succeeding": self._succeeding}
@@ -147,31 +151,41 @@ class ContrastPenalty(AbstractDecisionTerm):
 
 @final
 class RunningMean:
-    """A mean over the segments of past steps, older ones counting less."""
+    """A mean over the segments of past steps, older ones counting less.
+
+    What is added takes effect at `settle`, which comes before each step's first part:
+    the parts of a step see the same mean, that of the steps before.
+    """
 
     def __init__(self, shape: torch.Size, decay: float) -> None:
         """Start without any segment."""
         self.decay = decay
-        self.sum, self.count = torch.zeros(shape), torch.zeros(())
+        self.start_from(torch.zeros(shape), torch.zeros(()))
+
+    def start_from(self, total: Tensor, count: Tensor) -> None:
+        """Take a decayed sum over `count` segments as the whole past."""
+        self.sum, self.count = total, count
+        self._sum, self._count = torch.zeros_like(total), torch.zeros_like(count)
 
     @property
     def mean(self) -> Tensor:
         """Return the mean; 0 before the first segment."""
         return self.sum / self.count.clamp(min=1e-6)
 
-    def add(self, total: Tensor, count: Tensor, whole: Tensor) -> None:
-        """Add the sum of `count` segments, of a step that has `whole` of them.
+    def add(self, total: Tensor, count: Tensor) -> None:
+        """Keep the sum of `count` segments for the next `settle`."""
+        self._sum, self._count = self._sum + total, self._count + count
 
-        The parts of one step decay about as much as the whole; a batch without
-        segments, on any rank, leaves the mean as it is.
-        """
-        decay = self.decay ** (count / whole.clamp(min=1e-6))
-        self.sum = decay * self.sum + total
-        self.count = decay * self.count + count
+    def settle(self) -> None:
+        """Let in what was added; a step without segments leaves the mean as it is."""
+        decay = torch.where(self._count > 0, self.decay, 1.0)
+        total, count = decay * self.sum + self._sum, decay * self.count + self._count
+        self.start_from(total, count)
 
     def to(self, device: torch.device) -> None:
         """Move to `device`."""
         self.sum, self.count = self.sum.to(device), self.count.to(device)
+        self._sum, self._count = self._sum.to(device), self._count.to(device)
 
 
 def weighted_sum(

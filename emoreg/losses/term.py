@@ -63,6 +63,8 @@ class DecisionReadings:
     """In [0, 1]; NaN where unknown or where there is no segment."""
     reference: Float[Tensor, "segment layer emotion"] | None = None
     """The reference model's readings at the same tokens, where they are cached."""
+    continues: bool = False
+    """Whether an earlier part of the same optimizer step was seen already."""
 
     failing_total: Float[Tensor, ""] | None = None
     """Sum of `failing` over all parts of this process's step; None: this is all."""

@@ -202,7 +202,7 @@ class Regularizer:
         for term in (term for term in self.decision_terms if term.weight):
             at = {i: streams[i][rows, positions] for i in term.probe.layers}
             place = (held or {}).get(id(term))
-            readings = _decisions(term.probe, at, failure, extras, place, totals)
+            readings = _decisions(term.probe, at, failure, extras, place, totals, part)
             value, name = term(readings, self.world.reduce), self.names[id(term)]
             self.ledger.add(name, value, part=part and totals is not None)
             weighted = term.weight * value
@@ -350,6 +350,7 @@ def _decisions(
     extras: Extras,
     place: slice | None,
     totals: StepTotals | None,
+    part: bool,
 ) -> DecisionReadings:
     """Return what a term sees: one segment per turn."""
     read = [probe.read(streams[i], layer=i) for i in probe.layers]
@@ -362,6 +363,7 @@ def _decisions(
         values=values,
         failure=failure.flatten(),
         reference=held,
+        continues=part,
         failing_total=None if totals is None else totals.failing,
         succeeding_total=None if totals is None else totals.succeeding,
     )

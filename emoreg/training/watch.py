@@ -133,8 +133,15 @@ class Watch:
         self._latest.clear()
         pulls = self._opened() if training else None
         added = self._regularizer.added(
-            streams, ids, mask, extras, training=training, pulls=pulls
+            streams,
+            ids,
+            mask,
+            extras,
+            training=training,
+            part=self._part,
+            pulls=pulls,
         )
+        self._part |= training
         if pulls is not None:
             self._regularizer.gradients.measure(self._model, task, pulls)
         return nothing if added is None else added
@@ -143,7 +150,6 @@ class Watch:
         """Return a place for the terms, on the first batch of a step to measure."""
         if self._part:
             return None
-        self._part = True
         scaler = None if self._accelerator is None else self._accelerator.scaler
         return self._regularizer.gradients.opened(
             self._model, step=self.step, scaler=scaler
