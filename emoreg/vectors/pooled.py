@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from emoreg.residual.batches import Batch, read_stream
-from emoreg.residual.capture import Captured
-from emoreg.residual.layers import checked_layers, d_model, num_layers
-from emoreg.residual.tokens import real_tokens_from
+from emoreg.residual.layers import checked_layers, num_layers
+from emoreg.residual.pooling import Passage, span_means
 from emoreg.vectors.corpus import Story
 
 FIRST_TOKEN = 50
@@ -48,23 +45,11 @@ def pool_stories(
     quiet: bool = False,
 ) -> StoryActivations:
     """Return each story's mean activation over real tokens from the 50th on."""
-    sequences = [_story_ids(tokenizer, story) for story in stories]
     order = checked_layers(layers, num_layers(model))
-    values = torch.zeros(len(stories), len(order), d_model(model))
-
-    def consume(batch: Batch, captured: Captured) -> None:
-        keep = real_tokens_from(batch.attention_mask, FIRST_TOKEN).float()
-        weights = keep / keep.sum(1, keepdim=True)
-        for column, layer in enumerate(order):
-            stream = captured[layer].float()
-            pooled = torch.einsum("bp,bpd->bd", weights, stream)
-            values[list(batch.rows), column] = pooled.cpu()
-
-    read_stream(
+    values = span_means(
         model,
-        sequences,
+        [story_passage(tokenizer, story) for story in stories],
         order,
-        consume,
         budget=budget,
         description="Reading stories",
         quiet=quiet,
@@ -77,12 +62,17 @@ def pool_stories(
     )
 
 
-def _story_ids(tokenizer: PreTrainedTokenizerBase, story: Story) -> list[int]:
-    ids = tokenizer(story.text)["input_ids"]
+def story_passage(tokenizer: PreTrainedTokenizerBase, story: Story) -> Passage:
+    """Return a story's tokens, to be averaged from the 50th on.
+
+    Raises:
+        ValueError: If it has fewer than 50 tokens.
+    """
+    ids = tuple(tokenizer(story.text)["input_ids"])
     if len(ids) < FIRST_TOKEN:
         raise ValueError(
             f"a story must have at least {FIRST_TOKEN} tokens, since activations are "
             f"averaged from the {FIRST_TOKEN}th on; {story.source} has {len(ids)}. "
             "Lengthen it or take it out"
         )
-    return ids
+    return Passage(ids=ids, spans=((FIRST_TOKEN - 1, len(ids)),))

@@ -1,0 +1,47 @@
+"""`emoreg extract`."""
+
+import argparse
+from pathlib import Path
+
+from emoreg.commands.shared import emotions_of, load, model_option, say
+
+SUMMARY = "Fit emotion vectors for a model and test them on held-out stories."
+EXAMPLE = "emoreg extract --model demo --out vectors.safetensors"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    model_option(command)
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--corpus", type=Path, help="Folder; the packaged one if not.")
+    command.add_argument(
+        "--emotions", nargs="+", help="Names, `core`, or `all` (the default)."
+    )
+    command.add_argument("--layers", type=int, nargs="+", help="Decoder blocks.")
+    command.add_argument(
+        "--denoise", type=float, default=0.5, help="Neutral variance removed, [0, 1)."
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
+    from emoreg.vectors.accuracy import accuracy_lines
+    from emoreg.vectors.corpus import Corpus
+    from emoreg.vectors.extract import extract
+
+    corpus = Corpus(options.corpus) if options.corpus else Corpus.packaged()
+    emotions = emotions_of(corpus, options.emotions)
+    loaded = load(options)
+    extraction = extract(
+        loaded.model,
+        loaded.tokenizer,
+        corpus,
+        emotions=emotions,
+        layers=options.layers,
+        denoise=options.denoise,
+        quiet=options.quiet,
+    )
+    path = extraction.vectors.save(options.out)
+    for line in accuracy_lines(extraction.vectors):
+        say(line)
+    say(f"{len(emotions)} emotions at layers {extraction.vectors.layers}: {path}")

@@ -1,0 +1,1 @@
+"""What emotion vectors are tested by before they are trusted."""

@@ -1,0 +1,134 @@
+"""Whose vectors are tested: the model, its texts, and directions that mean nothing."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from emoreg.residual.pooling import Passage, embedding_means, span_means
+from emoreg.residual.tokens import render
+from emoreg.vectors.accuracy import chosen_layers
+from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS, Corpus
+from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.fit import VectorFitter
+from emoreg.vectors.pooled import StoryActivations, pool_stories, story_passage
+from emoreg.vectors.random_directions import random_directions
+
+SHRINKAGE = 0.5
+"""Of the LDA's within-class covariance, where a check fits directions of its own."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """A model with the vectors under test, and what every check needs of them.
+
+    What costs a forward pass is read once, when it is first asked for.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    vectors: EmotionVectors
+    corpus: Corpus
+    seed: int = 0
+    quiet: bool = False
+
+    def means(
+        self, passages: Sequence[Passage], *, description: str
+    ) -> Float[Tensor, "span layer d_model"]:
+        """Return the mean residual stream over each span, at the vectors' layers."""
+        return span_means(
+            self.model,
+            passages,
+            self.vectors.layers,
+            description=description,
+            quiet=self.quiet,
+        )
+
+    def embeddings(self, passages: Sequence[Passage]) -> Float[Tensor, "span d_model"]:
+        """Return the mean input embedding over each span."""
+        return embedding_means(self.model, passages)
+
+    def prompt(self, text: str) -> Passage:
+        """Return a user's message up to the decision token, which is its one span."""
+        messages = [{"role": "user", "content": text}]
+        written = render(self.tokenizer, messages, generation_prompt=True)
+        ids = self.tokenizer(written, add_special_tokens=False)["input_ids"]
+        return Passage(ids=tuple(ids), spans=((len(ids) - 1, len(ids)),))
+
+    @cached_property
+    def stories(self) -> StoryActivations:
+        """Return the pooled activation of every story of the vectors' emotions."""
+        stories = self.corpus.stories(self.vectors.emotions, split="all")
+        layers = self.vectors.layers
+        return pool_stories(
+            self.model, self.tokenizer, stories, layers, quiet=self.quiet
+        )
+
+    @cached_property
+    def story_embeddings(self) -> StoryActivations:
+        """Return the same as mean input embeddings, as if they were layer 0."""
+        stories = self.corpus.stories(self.vectors.emotions, split="all")
+        passages = [story_passage(self.tokenizer, story) for story in stories]
+        values = self.embeddings(passages).unsqueeze(1)
+        return replace(self.stories, values=values, layers=(0,))
+
+    @cached_property
+    def layer_of(self) -> Mapping[str, int]:
+        """Return each reader's layer, chosen inside the fitting topics."""
+        fit = self.stories.of_topics(EMOTIONS_FIT_TOPICS)
+        chosen = chosen_layers(fit, self.vectors, shrinkage=SHRINKAGE)
+        best = chosen[LDA]
+        return {name: chosen.get(name, best) for name in self.vectors.readers}
+
+    @cached_property
+    def controls(self) -> Mapping[str, EmotionVectors]:
+        """Return directions that mean nothing, with the vectors' layers and emotions.
+
+        `random`: a random unit direction in each one's place. `shuffled`: fitted on the
+        same stories with the emotions' names dealt out anew. A third control,
+        `embedded`, reads the words alone.
+        """
+        return {"random": self._random(), "shuffled": self._shuffled()}
+
+    @cached_property
+    def embedded(self) -> EmotionVectors:
+        """Return directions fitted on mean input embeddings: words without a model.
+
+        Read them at layer 0 of mean embeddings.
+        """
+        return fitted(self.story_embeddings.of_topics(EMOTIONS_FIT_TOPICS))
+
+    def _random(self) -> EmotionVectors:
+        vectors = self.vectors
+        rows = [
+            random_directions(vectors.d_model, layer, vectors.emotions)
+            for layer in vectors.layers
+        ]
+        units = torch.stack(rows).expand(len(vectors.readers), -1, -1, -1)
+        offset = torch.zeros_like(vectors.offset)
+        return replace(vectors, directions=units.clone(), offset=offset)
+
+    def _shuffled(self) -> EmotionVectors:
+        fit = self.stories.of_topics(EMOTIONS_FIT_TOPICS)
+        labels = list(fit.labels)
+        random.Random(self.seed).shuffle(labels)
+        return fitted(replace(fit, labels=tuple(labels))).subset(self.vectors.emotions)
+
+
+def fitted(stories: StoryActivations) -> EmotionVectors:
+    """Return mean differences and LDA directions of pooled stories, not denoised.
+
+    Emotions stand in the order in which `stories` first names them.
+    """
+    fitter = VectorFitter(
+        emotions=tuple(dict.fromkeys(stories.labels)),
+        layers=stories.layers,
+        d_model=stories.values.shape[-1],
+    )
+    fitter.update(stories.values, stories.labels)
+    return fitter.vectors(denoise=0.0, shrinkage=SHRINKAGE)
