@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer  # pyright: ignore
 
 import emoreg
@@ -101,6 +101,7 @@ def build(
         peft_config=emoreg.lora_config(vectors) if first else None,
         callbacks=[watch],
     )
+    trainer.remove_callback(PrinterCallback)  # the table below says it all
     if arm not in BARE:
         settings: dict[str, Any] = dict(ARMS[arm])
         terms = emoreg.presets.decouple(vectors, reference, **settings)

@@ -6,7 +6,6 @@ drawn by plotly, whose source is embedded once, and stand beside the page as PNG
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -28,10 +27,10 @@ from emoreg.comparison.curves import (
     training_panels,
 )
 from emoreg.comparison.figures import FigureSet
-from emoreg.comparison.phrases import percent, signed, span
+from emoreg.comparison.page import page_environment
+from emoreg.comparison.phrases import percent, signed
 from emoreg.statistics.bootstrap import Interval
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
 GUARD_LABELS = {
     "kl": "KL from the reference, nat per token",
     "story_top1": "Story accuracy, top 1",
@@ -82,30 +81,16 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
         comparison: What to show.
         pictures: Names of PNG files beside the page, for readers without scripts.
     """
-    from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
     charts, sections = _figures(comparison)
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "signed": signed,
-        "span": span,
-        "percent": percent,
-        "figure": _figure_number,
-        "unit": _unit,
-    }
-    environment.globals |= {"arm_label": arm_label}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = page_environment().get_template("report.html.j2")
     return template.render(
         comparison=comparison,
         judgement=comparison.judgement,
         tiles=_tiles(comparison),
         arms=arm_order(comparison.arms),
+        arm_label=arm_label,
         sections=sections,
         rows=slope_rows(comparison, comparison.summary),
         open_rows=max(_OPEN_ROWS, len(_family_members(comparison))),
@@ -327,18 +312,3 @@ def _family_of(comparison: Comparison, target: str) -> str:
         if target in members:
             return name
     return ""
-
-
-def _unit(text: str) -> str:
-    """Set the unit's index low and keep units with their numbers; escape the rest."""
-    from markupsafe import Markup, escape
-
-    joined = str(escape(text)).replace(" %", "\u00a0%").replace(" σ", "\u00a0σ")
-    return Markup(joined.replace("σ_ref", "σ<sub>ref</sub>"))
-
-
-def _figure_number(value: float | None, digits: int = 3) -> str:
-    """Write a number, or a dash where there is none."""
-    if value is None or not np.isfinite(value):
-        return "–"
-    return f"{value:.{digits}f}".replace("-", "−")
