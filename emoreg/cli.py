@@ -6,11 +6,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from emoreg.commands import calibrate, compare, doctor, extract, measure, quickstart
+from emoreg.commands import (
+    calibrate,
+    compare,
+    doctor,
+    extract,
+    measure,
+    quickstart,
+    validate,
+)
 
 _COMMANDS = {
     "quickstart": quickstart,
     "extract": extract,
+    "validate": validate,
     "calibrate": calibrate,
     "measure": measure,
     "compare": compare,

@@ -48,7 +48,7 @@ def distribution_chart(
     """Return ridgelines of failing and passing prompts, one ridge per arm."""
     order = arm_order(comparison.arms)
     tallest = max(float(sample.density.max()) for sample in drawn.values())
-    names = [_text(prompt) for prompt in comparison.prompts]
+    names = [plain_text(prompt) for prompt in comparison.prompts]
     data = []
     for number, arm in enumerate(reversed(order)):
         for version in ("passing", "failing"):
@@ -56,17 +56,17 @@ def distribution_chart(
             height = number + RIDGE * sample.density / tallest
             data += _ridge(sample.grid, height, number, version=version)
             data.append(_rug(sample.values, names, number, arm=arm, version=version))
-    layout = _layout(height=92 * len(order) + 62, left=74)
+    layout = base_layout(height=92 * len(order) + 62, left=74)
     grid = next(iter(drawn.values())).grid
     layout["xaxis"] |= {
-        "title": _title("σ<sub>ref</sub> above success"),
+        "title": axis_title("σ<sub>ref</sub> above success"),
         "range": [float(grid[0]), float(grid[-1])],
         "zeroline": True,
     }
     layout["yaxis"] |= {
         "range": [-0.28, len(order) - 0.2],
         "tickvals": list(range(len(order))),
-        "ticktext": [_text(short(arm, 10)) for arm in reversed(order)],
+        "ticktext": [plain_text(short(arm, 10)) for arm in reversed(order)],
         "showgrid": False,
         "zeroline": False,
     }
@@ -92,7 +92,7 @@ def slope_chart(
             end[at, :, column] for end in (slope.estimate, slope.low, slope.high)
         )
         shift = 0.16 * (number - (len(order) - 1) / 2)
-        label = _text(arm_label(arm))
+        label = plain_text(arm_label(arm))
         hover = [
             f"{label}, layer {place}<br>{m:+.2f} ({lo:+.2f} to {hi:+.2f})"
             for place, m, lo, hi in zip(figures.places, middle, low, high, strict=True)
@@ -102,12 +102,12 @@ def slope_chart(
                 "type": "scatter",
                 "mode": "lines+markers",
                 "x": [place + shift for place in range(len(figures.places))],
-                "y": _listed(middle),
+                "y": listed(middle),
                 "error_y": {
                     "type": "data",
                     "symmetric": False,
-                    "array": _listed(high - middle),
-                    "arrayminus": _listed(middle - low),
+                    "array": listed(high - middle),
+                    "arrayminus": listed(middle - low),
                     "thickness": 1.2,
                     "width": 0,
                     "color": colour,
@@ -118,12 +118,12 @@ def slope_chart(
                 "hovertemplate": "%{text}<extra></extra>",
             }
         )
-    layout = _layout(height=236, left=40)
+    layout = base_layout(height=236, left=40)
     layout["xaxis"] |= {
         "tickvals": list(range(len(figures.places))),
         "ticktext": list(figures.places),
         "range": [-0.6, len(figures.places) - 0.4],
-        "title": _title("layer"),
+        "title": axis_title("layer"),
         "showgrid": False,
         "zeroline": False,
     }
@@ -134,16 +134,16 @@ def slope_chart(
 
 def heat_chart(heat: Heat, *, largest: float) -> Chart:
     """Return a change per emotion and layer on a scale symmetric about zero."""
-    rows = [_text(short(emotion)) for emotion in heat.emotions]
+    rows = [plain_text(short(emotion)) for emotion in heat.emotions]
     hover = [
-        [f"{_text(emotion)}, layer {layer}" for layer in heat.layers]
+        [f"{plain_text(emotion)}, layer {layer}" for layer in heat.layers]
         for emotion in heat.emotions
     ]
     trace = {
         "type": "heatmap",
         "x": [str(layer) for layer in heat.layers],
         "y": list(range(len(rows))),
-        "z": [_listed(row) for row in heat.values],
+        "z": [listed(row) for row in heat.values],
         "zmin": -largest,
         "zmax": largest,
         "colorscale": [[0, "@cold"], [0.5, "@mid"], [1, "@warm"]],
@@ -163,9 +163,13 @@ def heat_chart(heat: Heat, *, largest: float) -> Chart:
             "tickfont": {"size": 11, "color": "@muted"},
         },
     }
-    layout = _layout(height=15 * len(rows) + 78, left=92)
+    layout = base_layout(height=15 * len(rows) + 78, left=92)
     layout["margin"]["t"] = 34
-    layout["xaxis"] |= {"type": "category", "title": _title("layer"), "showgrid": False}
+    layout["xaxis"] |= {
+        "type": "category",
+        "title": axis_title("layer"),
+        "showgrid": False,
+    }
     layout["yaxis"] |= {
         "autorange": "reversed",
         "showgrid": False,
@@ -185,26 +189,30 @@ def training_chart(panel: TrainingPanel, arms: tuple[str, ...]) -> Chart:
             "mode": "lines",
             "x": steps,
             "y": values,
-            "name": _text(arm),
+            "name": plain_text(arm),
             "line": {"color": styles[arm][0], "width": 1.8, "dash": styles[arm][2]},
-            "hovertemplate": f"{_text(arm)}, step %{{x}}: %{{y:.4g}}<extra></extra>",
+            "hovertemplate": plain_text(arm) + ", step %{x}: %{y:.4g}<extra></extra>",
         }
         for arm, (steps, values) in panel.lines.items()
     ]
-    layout = _layout(height=180, left=46)
-    layout["xaxis"] |= {"title": _title("step"), "showgrid": False, "zeroline": False}
+    layout = base_layout(height=180, left=46)
+    layout["xaxis"] |= {
+        "title": axis_title("step"),
+        "showgrid": False,
+        "zeroline": False,
+    }
     layout["yaxis"] |= {"nticks": 5}
     return {"data": data, "layout": layout}
 
 
 def _ridge(grid: Any, height: Any, floor: int, *, version: str) -> list[Chart]:
     colour = "@fail" if version == "failing" else "@pass"
-    base = {"type": "scatter", "mode": "lines", "x": _listed(grid), "hoverinfo": "skip"}
+    base = {"type": "scatter", "mode": "lines", "x": listed(grid), "hoverinfo": "skip"}
     return [
         base | {"y": [floor] * len(grid), "line": {"width": 0}},
         base
         | {
-            "y": _listed(height),
+            "y": listed(height),
             "fill": "tonexty",
             "fillcolor": f"{colour}/{0.22 if version == 'failing' else 0.10}",
             "line": {
@@ -218,11 +226,11 @@ def _ridge(grid: Any, height: Any, floor: int, *, version: str) -> list[Chart]:
 
 def _rug(values: Any, names: list[str], floor: int, *, arm: str, version: str) -> Chart:
     failing = version == "failing"
-    label = f"{_text(arm)}, {version}"
+    label = f"{plain_text(arm)}, {version}"
     return {
         "type": "scatter",
         "mode": "markers",
-        "x": _listed(values),
+        "x": listed(values),
         "y": [floor - (0.08 if failing else 0.18)] * len(values),
         "text": names,
         "marker": {
@@ -262,7 +270,8 @@ def _layer_bands(
     return shapes
 
 
-def _layout(*, height: int, left: int) -> Chart:
+def base_layout(*, height: int, left: int) -> Chart:
+    """Return the layout that all figures of the pages share."""
     axis = {
         "gridcolor": "@line",
         "zerolinecolor": "@zero",
@@ -286,15 +295,16 @@ def _layout(*, height: int, left: int) -> Chart:
     }
 
 
-def _title(text: str) -> Chart:
+def axis_title(text: str) -> Chart:
+    """Return the title of an axis."""
     return {"text": text, "font": {"size": 11, "color": "@muted"}, "standoff": 6}
 
 
-def _text(value: str) -> str:
+def plain_text(value: str) -> str:
     """Escape what plotly would read as markup."""
     return html.escape(str(value), quote=True)
 
 
-def _listed(values: Any) -> list[float | None]:
+def listed(values: Any) -> list[float | None]:
     """Return four significant digits, so the page stays small."""
     return [float(f"{v:.4g}") if np.isfinite(v) else None for v in values]

@@ -60,7 +60,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
             "text": judgement.verdict,
             "withheld": judgement.withheld,
         },
-        "checks": [_plain(asdict(check)) for check in judgement.checks],
+        "checks": [plain(asdict(check)) for check in judgement.checks],
         "primary": primary_rows(comparison),
         "arms": list(comparison.arms),
         "n_prompts": len(comparison.prompts),
@@ -68,13 +68,13 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "readers": list(comparison.decision.readers),
         "layers": list(comparison.layers),
         "emotions": list(comparison.emotions),
-        "families": _plain(comparison.families),
-        "layer_plan": _plain(comparison.layer_plan),
+        "families": plain(comparison.families),
+        "layer_plan": plain(comparison.layer_plan),
         "audit_reader": comparison.audit_reader,
         "units": comparison.units,
         "gate": comparison.gate,
         "notes": list(comparison.notes),
-        "settings": _plain(comparison.settings),
+        "settings": plain(comparison.settings),
         "figures": {
             "decision": _arrays(comparison.decision),
             "summary": _arrays(comparison.summary),
@@ -83,11 +83,11 @@ def document(comparison: Comparison) -> dict[str, Any]:
         },
         # The units are [reader][layer][emotion] each and stand in the readings file.
         "meta": {
-            arm: _plain({k: v for k, v in meta.items() if k != "units"})
+            arm: plain({k: v for k, v in meta.items() if k != "units"})
             for arm, meta in comparison.meta.items()
         },
-        "training": _plain(comparison.training),
-        "run": _plain(comparison.run),
+        "training": plain(comparison.training),
+        "run": plain(comparison.run),
     }
 
 
@@ -120,11 +120,11 @@ def save(comparison: Comparison, folder: Path) -> Path:
     content = to_text(comparison.to_dict())
     pictures = draw(comparison)
     page = render(comparison, pictures=tuple(pictures))
-    _write(folder / "report.json", content.encode())
+    write_whole(folder / "report.json", content.encode())
     for name, picture in pictures.items():
-        _write(folder / name, picture)
+        write_whole(folder / name, picture)
     # The page comes last: where it stands, everything it speaks of stands too.
-    return _write(folder / "index.html", page.encode())
+    return write_whole(folder / "index.html", page.encode())
 
 
 def require_writable(folder: Path) -> None:
@@ -144,7 +144,8 @@ def require_writable(folder: Path) -> None:
         ) from error
 
 
-def _write(path: Path, content: bytes) -> Path:
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write a file beside its place, then rename it into place."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
@@ -217,14 +218,14 @@ def _number(value: Any) -> float | None:
     return float(f"{number:.5g}") if math.isfinite(number) else None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return JSON-able values; what JSON does not know becomes text."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (bool, int, str)):

@@ -29,6 +29,13 @@ def page_environment() -> Any:
     return environment
 
 
+def plotly_source() -> str:
+    """Return the source of plotly, which a page carries once."""
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
 def _unit(text: str) -> str:
     """Set the unit's index low and keep units with their numbers; escape the rest."""
     from markupsafe import Markup, escape

@@ -27,7 +27,7 @@ from emoreg.comparison.curves import (
     training_panels,
 )
 from emoreg.comparison.figures import FigureSet
-from emoreg.comparison.page import page_environment
+from emoreg.comparison.page import page_environment, plotly_source
 from emoreg.comparison.phrases import percent, signed
 from emoreg.statistics.bootstrap import Interval
 
@@ -81,8 +81,6 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
         comparison: What to show.
         pictures: Names of PNG files beside the page, for readers without scripts.
     """
-    from plotly.offline import get_plotlyjs
-
     charts, sections = _figures(comparison)
     template = page_environment().get_template("report.html.j2")
     return template.render(
@@ -100,7 +98,7 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
         run=comparison.run or {},
         pictures=pictures,
         charts=charts,
-        plotlyjs=get_plotlyjs(),
+        plotlyjs=plotly_source(),
     )
 
 

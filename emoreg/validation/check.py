@@ -3,15 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 Verdict = Literal["passed", "missed", "not evidence", "not run", "no threshold"]
-
-NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +21,7 @@ class Figure:
     low: float | None = None
     """Lower end of the 95 % interval, where it is a mean."""
     high: float | None = None
-    controls: Mapping[str, float] = field(default_factory=lambda: NOTHING)
+    controls: Mapping[str, float] = field(default_factory=dict)
     """The same figure by chance or of control directions: `chance`, `random`,
     `shuffled`, `embedding`."""
     count: int = 0

@@ -1,0 +1,179 @@
+"""The battery as a whole: verdicts from figures, and the page that shows them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emoreg.comparison.validate import Validation, judged
+from emoreg.validation.check import Check, Curves, Figure, Matrix
+from emoreg.validation.judgement import layer_standings, recommended, standings
+from emoreg.vectors.emotion_vectors import EmotionVectors
+
+HOSTILE = "<script>document.title='taken'</script>"
+
+
+def check(name: str = "held-out stories", value: float = 0.8, **settings: Any) -> Check:
+    headline = Figure(
+        name="top-1",
+        value=value,
+        low=value - 0.1,
+        high=value + 0.1,
+        controls=settings.pop("controls", {"chance": 0.1, "random": 0.12}),
+        count=40,
+        reader="lda",
+        layer=3,
+    )
+    return Check(
+        name=name,
+        question=settings.pop("question", "Does a reader name held-out stories?"),
+        method="Made up.",
+        headline=headline,
+        threshold=settings.pop("threshold", 0.5),
+        figures=settings.pop("figures", (headline,)),
+        **settings,
+    )
+
+
+# -- verdicts -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        (check(value=0.8), "passed"),
+        (check(value=0.4), "missed"),
+        (check(value=float("nan")), "missed"),
+        (check(value=0.8, controls={"shuffled": 0.6}), "not evidence"),
+        (check(value=0.4, controls={"shuffled": 0.6}), "missed"),
+        (check(value=0.8, controls={"shuffled": float("nan")}), "passed"),
+        (check(threshold=None), "no threshold"),
+        (check(not_run="no texts"), "not run"),
+    ],
+)
+def test_a_verdict_follows_from_figure_control_and_threshold(
+    found: Check, wanted: str
+) -> None:
+    assert found.verdict == wanted
+
+
+def test_lower_can_be_better() -> None:
+    figure = Figure(
+        name="rank", value=2.0, controls={"random": 85.0}, lower_is_better=True
+    )
+    assert figure.reaches(5)
+    assert not figure.control_reaches(5)
+    assert not figure.reaches(1)  # control
+
+
+def test_an_emotion_needs_its_stories_and_more_than_half() -> None:
+    checks = [
+        check(emotions={"calm": True, "sad": False, "odd": True}),
+        check("lens", emotions={"calm": True, "sad": True, "odd": False}),
+        check("doses", emotions={"calm": False, "sad": True}),
+        # What a control passes too counts for nothing.
+        check("blind", controls={"random": 0.9}, emotions={"odd": True, "sad": True}),
+    ]
+    found = standings(
+        checks, ("calm", "sad", "odd", "new"), required="held-out stories"
+    )
+    assert [standing.use for standing in found] == [True, False, False, False]
+    assert found[1].holds == ("lens", "doses")
+    assert "fails 'held-out stories'" in found[1].reason
+    assert "not judged by 'held-out stories'" in found[3].reason
+
+
+def test_layers_are_ranked_by_all_checks_that_tell_them_apart() -> None:
+    checks = [
+        check(layers={1: 0.1, 2: 0.5, 3: 0.9, 4: 0.8}),
+        check("lens", layers={1: 3.0, 2: 9.0, 3: 8.0, 4: 8.5}),
+        check("part", layers={1: 99.0}),
+        check(
+            "blind", controls={"random": 0.9}, layers={1: 9.0, 2: 0.0, 3: 0.0, 4: 0.0}
+        ),
+    ]
+    found = layer_standings(checks, (1, 2, 3, 4))
+    assert [round(s.score, 3) for s in found] == [0.0, 0.75, 0.917, 0.896]
+    assert recommended(found) == (2, 3, 4)
+    assert recommended(layer_standings([check()], (1, 2))) == ()
+
+
+# -- the page -----------------------------------------------------------------
+
+
+@pytest.fixture
+def validation(vectors: EmotionVectors) -> Validation:
+    names = vectors.emotions
+    per_emotion = tuple(
+        Figure(name="mean rank", value=float(i), emotion=name, lower_is_better=True)
+        for i, name in enumerate(names)
+    )
+    checks = [
+        check(
+            emotions={name: i != 1 for i, name in enumerate(names)},
+            layers={layer: float(layer) for layer in vectors.layers},
+            figures=(check().headline, *per_emotion),  # type: ignore[arg-type]
+            pictures=(
+                Matrix(
+                    title="Confusion",
+                    rows=names,
+                    columns=names,
+                    values=np.eye(len(names)),
+                ),
+            ),
+            notes=(HOSTILE,),
+        ),
+        check(
+            "doses",
+            value=0.2,
+            pictures=(
+                Curves(
+                    title="A dose",
+                    x_title="mg",
+                    y_title="reading",
+                    x=(1.0, 2.0, 3.0),
+                    series={HOSTILE: (0.1, 0.2, float("nan"))},
+                ),
+            ),
+        ),
+        check("lens", controls={"random": 0.7}),
+        check("human text", not_run="no folder was given"),
+    ]
+    return judged(checks, vectors, facts={"Model": HOSTILE, "Vectors": vectors.hash})
+
+
+def test_the_page_says_what_the_figures_say(
+    validation: Validation, tmp_path: Path
+) -> None:
+    page = validation.save(tmp_path / "out").read_text(encoding="utf-8")
+    many = len(validation.emotions)
+    assert f"{many - 1} of {many} emotions may be used" in page
+    assert "1 of 3 checks that claim something passed, and 1 say nothing" in page
+    for verdict in ("passed", "missed", "not evidence", "not run"):
+        assert f">{verdict}</span>" in page
+    assert "do not use" in page
+    assert "no folder was given" in page
+    assert HOSTILE not in page  # escaped, or it would run
+    assert "&lt;script&gt;document.title" in page
+
+
+def test_the_json_holds_all_of_it(validation: Validation, tmp_path: Path) -> None:
+    validation.save(tmp_path)
+    found = json.loads((tmp_path / "validation.json").read_text(encoding="utf-8"))
+    assert found["schema"] == "emoreg.validation/1"
+    assert [c["verdict"] for c in found["checks"]] == [
+        *("passed", "missed", "not evidence", "not run")
+    ]
+    assert found["checks"][1]["pictures"][0]["series"][HOSTILE][2] is None
+    assert sum(s["use"] for s in found["emotions"]) == len(validation.usable)
+    assert found["recommended_layers"] == list(validation.recommended_layers)
+
+
+def test_an_unwritable_folder_is_refused(
+    validation: Validation, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="must be a folder that can be written"):
+        validation.save(tmp_path / "file" / "out")
