@@ -63,9 +63,9 @@ def test_lower_can_be_better() -> None:
     figure = Figure(
         name="rank", value=2.0, controls={"random": 85.0}, lower_is_better=True
     )
-    assert figure.reaches(5)
-    assert not figure.control_reaches(5)
-    assert not figure.reaches(1)  # control
+    assert figure.reaches(5.0)
+    assert not figure.control_reaches(5.0)
+    assert not figure.reaches(1.0)  # control
 
 
 def test_an_emotion_needs_its_stories_and_more_than_half() -> None:
