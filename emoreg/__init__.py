@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from emoreg.losses.contrast import ContrastPenalty
     from emoreg.residual.capture import capture
     from emoreg.training.adapters import lora_config
-    from emoreg.training.alerts import Alert
     from emoreg.training.attach import attach, detach
-    from emoreg.training.doctor import doctor
+    from emoreg.training.doctor.doctor import doctor
     from emoreg.training.mixin import EmotionTrainerMixin
-    from emoreg.training.monitor import Monitor
-    from emoreg.training.probe_set import ProbeSet
+    from emoreg.training.outcomes.sources import Feedback, Reward
     from emoreg.training.reference import Reference, calibrate
-    from emoreg.training.sources import Feedback, Reward
     from emoreg.training.watch import watch
+    from emoreg.training.watching.alerts import Alert
+    from emoreg.training.watching.monitor import Monitor
+    from emoreg.training.watching.probe_set import ProbeSet
     from emoreg.vectors.corpus import Corpus
     from emoreg.vectors.emotion_vectors import EmotionVectors
     from emoreg.vectors.extract import extract
@@ -76,28 +76,28 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Alert": "emoreg.training.alerts",
+    "Alert": "emoreg.training.watching.alerts",
     "BandPenalty": "emoreg.losses.band",
     "Comparison": "emoreg.comparison.compare",
     "ContrastPenalty": "emoreg.losses.contrast",
     "Corpus": "emoreg.vectors.corpus",
     "EmotionTrainerMixin": "emoreg.training.mixin",
     "EmotionVectors": "emoreg.vectors.emotion_vectors",
-    "Feedback": "emoreg.training.sources",
+    "Feedback": "emoreg.training.outcomes.sources",
     "MeaningAnchor": "emoreg.losses.anchors",
-    "Monitor": "emoreg.training.monitor",
-    "ProbeSet": "emoreg.training.probe_set",
+    "Monitor": "emoreg.training.watching.monitor",
+    "ProbeSet": "emoreg.training.watching.probe_set",
     "Readings": "emoreg.comparison.readings",
     "Reference": "emoreg.training.reference",
     "ReferenceKL": "emoreg.losses.anchors",
-    "Reward": "emoreg.training.sources",
+    "Reward": "emoreg.training.outcomes.sources",
     "VectorFitter": "emoreg.vectors.fit",
     "attach": "emoreg.training.attach",
     "detach": "emoreg.training.attach",
     "calibrate": "emoreg.training.reference",
     "capture": "emoreg.residual.capture",
     "compare": "emoreg.comparison.compare",
-    "doctor": "emoreg.training.doctor",
+    "doctor": "emoreg.training.doctor.doctor",
     "extract": "emoreg.vectors.extract",
     "lora_config": "emoreg.training.adapters",
     "measure": "emoreg.comparison.measure",

@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from emoreg.losses.term import Probe
 from emoreg.residual.layers import LayerPlan, d_model, decoder_layers, num_layers
-from emoreg.training.lens import Lens
-from emoreg.training.monitor import Monitor
+from emoreg.training.watching.lens import Lens
+from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.emotion_vectors import LDA, LOGISTIC, RANDOM, EmotionVectors
 
 LLAMA_8B = {

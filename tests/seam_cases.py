@@ -27,10 +27,10 @@ from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
 from emoreg.losses.presets import Terms, decouple
 from emoreg.losses.term import DecisionReadings, Probe
 from emoreg.training.adapters import lora_config
-from emoreg.training.alerts import Alert
 from emoreg.training.attach import attach
-from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference, calibrate
+from emoreg.training.watching.alerts import Alert
+from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.corpus import Conversation, Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.fit import VectorFitter

@@ -22,11 +22,11 @@ from emoreg.losses.presets import Terms
 from emoreg.residual.batches import read_stream
 from emoreg.training.attach import attach
 from emoreg.training.checks import check_launch
-from emoreg.training.columns import Extras
 from emoreg.training.gradients import obstacle
-from emoreg.training.monitor import Monitor
+from emoreg.training.outcomes.columns import Extras
 from emoreg.training.reference import Reference
 from emoreg.training.regularizer import Regularizer
+from emoreg.training.watching.monitor import Monitor
 from emoreg.training.world import World
 from emoreg.vectors.emotion_vectors import EmotionVectors
 

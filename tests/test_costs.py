@@ -22,11 +22,11 @@ from emoreg.losses.term import (
     alone,
 )
 from emoreg.residual.capture import capture
-from emoreg.training import costs as costs_module
+from emoreg.training.watching import costs as costs_module
 from emoreg.training.attach import attach
-from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
 from emoreg.training.watch import watch
+from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerState
 
 from emoreg.residual.layers import backbone
 from emoreg.training.attach import attach
-from emoreg.training.log_file import NAME, LogFile
-from emoreg.training.monitor import Monitor
-from emoreg.training.tallies import EDGES, histogram, tally
 from emoreg.training.watch import watch
+from emoreg.training.watching.log_file import NAME, LogFile
+from emoreg.training.watching.monitor import Monitor
+from emoreg.training.watching.tallies import EDGES, histogram, tally
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.top_tokens import direct_logits, top_tokens
 

@@ -10,7 +10,7 @@ import seam_cases as cases
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from emoreg.training.log_file import NAME
+from emoreg.training.watching.log_file import NAME
 
 pytestmark = pytest.mark.slow
 

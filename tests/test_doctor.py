@@ -29,16 +29,16 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from emoreg.cli import main
 from emoreg.residual.layers import decoder_layers
-from emoreg.training import doctor as doctor_module
+from emoreg.training.doctor import doctor as doctor_module
 from emoreg.training.attach import attach
-from emoreg.training.diagnosis import Finding, marked
-from emoreg.training.doctor import doctor
+from emoreg.training.doctor.diagnosis import Finding, marked
+from emoreg.training.doctor.doctor import doctor
+from emoreg.training.doctor.trial import Trial, undisturbed, without_dropout
 from emoreg.training.mixin import EmotionTrainerMixin
-from emoreg.training.monitor import Monitor
-from emoreg.training.outcomes import Outcome
+from emoreg.training.outcomes.feedback import Outcome
+from emoreg.training.outcomes.sources import Feedback
 from emoreg.training.reference import Reference
-from emoreg.training.sources import Feedback
-from emoreg.training.trial import Trial, undisturbed, without_dropout
+from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 ALL = {"contrast": 1.0, "band": 0.1, "meaning": 1.0, "kl": 1.0}
@@ -784,9 +784,9 @@ from pathlib import Path
 import seam_cases as cases
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from emoreg.training.outcomes import Outcome
+from emoreg.training.outcomes.feedback import Outcome
 from emoreg.training.reference import Reference
-from emoreg.training.sources import Feedback
+from emoreg.training.outcomes.sources import Feedback
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 

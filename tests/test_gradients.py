@@ -30,9 +30,9 @@ from emoreg.training.gradients import (
     obstacle,
     trained_parameters,
 )
-from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
 from emoreg.training.watch import watch
+from emoreg.training.watching.monitor import Monitor
 from emoreg.training.world import World
 from emoreg.vectors.emotion_vectors import EmotionVectors
 

@@ -28,10 +28,10 @@ from emoreg.residual.capture import capture
 from emoreg.residual.layers import backbone, d_model, decoder_layers, num_layers
 from emoreg.residual.tokens import TurnMarkers, render, tokenizer_of
 from emoreg.training.attach import attach
-from emoreg.training.columns import OUTCOMES
-from emoreg.training.monitor import Monitor
+from emoreg.training.outcomes.columns import OUTCOMES
+from emoreg.training.outcomes.sources import Feedback
 from emoreg.training.reference import Reference
-from emoreg.training.sources import Feedback
+from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 D_MODEL, NUM_LAYERS = 32, 4

@@ -27,10 +27,10 @@ from transformers import (
 
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
 from emoreg.training.attach import attach
-from emoreg.training.monitor import Monitor
-from emoreg.training.outcomes import Outcome
+from emoreg.training.outcomes.feedback import Outcome
+from emoreg.training.outcomes.sources import Feedback
 from emoreg.training.reference import Reference
-from emoreg.training.sources import Feedback
+from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

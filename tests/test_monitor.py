@@ -13,11 +13,11 @@ from test_tokens import by_hand
 
 from emoreg.losses.term import alone
 from emoreg.residual.tokens import Thoughts
-from emoreg.training.alerts import Alarm, Alert
 from emoreg.training.attach import attach
-from emoreg.training.monitor import Monitor
-from emoreg.training.probe_set import ProbeSet
-from emoreg.training.tallies import figures, tally
+from emoreg.training.watching.alerts import Alarm, Alert
+from emoreg.training.watching.monitor import Monitor
+from emoreg.training.watching.probe_set import ProbeSet
+from emoreg.training.watching.tallies import figures, tally
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.reading import read_conversations
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from emoreg.training.outcomes import (
+from emoreg.training.outcomes.feedback import (
     Outcome,
     agreement,
     parse_feedback,

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from emoreg.residual.capture import capture
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.training.attach import attach
-from emoreg.training.columns import OUTCOMES
-from emoreg.training.monitor import Monitor
+from emoreg.training.outcomes.columns import OUTCOMES
 from emoreg.training.reference import Reference
+from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 Model = Callable[[], PreTrainedModel]

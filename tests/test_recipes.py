@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from emoreg.quickstart.recipe import load_recipe
 from emoreg.residual.tokens import TurnMarkers
-from emoreg.training.outcomes import parse_feedback
-from emoreg.training.sources import Feedback
+from emoreg.training.outcomes.feedback import parse_feedback
+from emoreg.training.outcomes.sources import Feedback
 from emoreg.vectors.corpus import Corpus
 
 Build = Callable[..., PreTrainedModel]

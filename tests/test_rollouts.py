@@ -16,10 +16,10 @@ from trl import GRPOConfig, GRPOTrainer  # pyright: ignore
 
 from emoreg.residual.capture import capture
 from emoreg.residual.tokens import TurnMarkers
-from emoreg.training.columns import OUTCOMES
 from emoreg.training.mixin import EmotionTrainerMixin
-from emoreg.training.monitor import Monitor
+from emoreg.training.outcomes.columns import OUTCOMES
 from emoreg.training.reference import Reference
+from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 Model = Callable[[], PreTrainedModel]

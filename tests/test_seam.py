@@ -21,11 +21,11 @@ from emoreg.losses.presets import decouple
 from emoreg.losses.term import AbstractDecisionTerm, DecisionReadings
 from emoreg.residual.layers import decoder_layers
 from emoreg.training.attach import attach
-from emoreg.training.columns import REFERENCE, OutcomeCollator
 from emoreg.training.layouts import Layout
 from emoreg.training.mixin import EmotionTrainerMixin
-from emoreg.training.monitor import Monitor
+from emoreg.training.outcomes.columns import REFERENCE, OutcomeCollator
 from emoreg.training.reference import Reference
+from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
 

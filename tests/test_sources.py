@@ -15,11 +15,11 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer  # pyright: ignor
 
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
 from emoreg.training.attach import attach
-from emoreg.training.columns import OUTCOMES
-from emoreg.training.monitor import Monitor
-from emoreg.training.outcomes import Outcome, parse_feedback
+from emoreg.training.outcomes.columns import OUTCOMES
+from emoreg.training.outcomes.feedback import Outcome, parse_feedback
+from emoreg.training.outcomes.sources import PARSED, Feedback, Reward
 from emoreg.training.reference import Reference
-from emoreg.training.sources import PARSED, Feedback, Reward
+from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
 

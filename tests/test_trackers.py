@@ -18,8 +18,8 @@ import pytest
 import seam_cases as cases
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from emoreg.training.log_file import NAME
-from emoreg.training.tallies import EDGES
+from emoreg.training.watching.log_file import NAME
+from emoreg.training.watching.tallies import EDGES
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = {"contrast": 1.0, "band": 0.1, "meaning": 1.0, "kl": 1.0}

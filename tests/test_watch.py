@@ -18,9 +18,9 @@ from emoreg.residual.capture import capture
 from emoreg.residual.layers import decoder_layers
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.training.attach import attach
-from emoreg.training.monitor import Monitor
 from emoreg.training.reference import Reference
 from emoreg.training.watch import Watch, watch
+from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 RATE, SIZE = 1e-2, 2

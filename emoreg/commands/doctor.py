@@ -26,7 +26,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from emoreg.training.doctor import doctor_script
+    from emoreg.training.doctor.doctor import doctor_script
 
     hide_loading_bars()
     given = {"--model": options.model, "--vectors": options.vectors}

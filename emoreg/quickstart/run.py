@@ -22,7 +22,7 @@ from emoreg.quickstart.plan import Plan, tokens_per_second
 from emoreg.quickstart.progress import Progress
 from emoreg.quickstart.recipe import load_recipe
 from emoreg.training.adapters import with_adapter
-from emoreg.training.outcomes import agreement
+from emoreg.training.outcomes.feedback import agreement
 from emoreg.training.reference import Reference, as_conversations, calibrate
 from emoreg.vectors.accuracy import accuracy_lines
 from emoreg.vectors.corpus import Corpus

@@ -6,9 +6,9 @@ from typing import TypeVar
 from emoreg.losses.presets import Terms
 from emoreg.losses.term import AbstractTerm
 from emoreg.training.mixin import EmotionTrainerMixin, make_seam
-from emoreg.training.monitor import Monitor
+from emoreg.training.outcomes.sources import Source
 from emoreg.training.reference import Reference
-from emoreg.training.sources import Source
+from emoreg.training.watching.monitor import Monitor
 
 TrainerT = TypeVar("TrainerT")
 

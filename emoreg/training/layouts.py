@@ -11,7 +11,7 @@ from typing import Any, Final, final
 
 from torch import Tensor
 
-from emoreg.training.outcomes import validate_outcome
+from emoreg.training.outcomes.feedback import validate_outcome
 
 Row = Mapping[str, Any]
 

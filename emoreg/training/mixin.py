@@ -14,11 +14,11 @@ from emoreg.losses.presets import Terms
 from emoreg.losses.term import AbstractTerm
 from emoreg.residual.tokens import tokenizer_of
 from emoreg.training.checks import check_launch
-from emoreg.training.monitor import Monitor
+from emoreg.training.outcomes.sources import Source
 from emoreg.training.reference import Reference, calibrate
 from emoreg.training.regularizer import reference_of, roles_of
 from emoreg.training.seam import Seam
-from emoreg.training.sources import Source
+from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.corpus import Corpus
 
 _STATE = "emoreg_terms.pt"

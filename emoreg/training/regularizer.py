@@ -21,7 +21,6 @@ from emoreg.losses.term import (
 )
 from emoreg.residual.capture import Captured, capture
 from emoreg.residual.tokens import TurnMarkers
-from emoreg.training.alerts import Alarm
 from emoreg.training.auxiliary import (
     Anchor,
     PredictionAnchor,
@@ -32,13 +31,14 @@ from emoreg.training.auxiliary import (
     texts_to_hold,
 )
 from emoreg.training.checks import check_fired, check_gradient
-from emoreg.training.columns import Extras
-from emoreg.training.costs import Costs
 from emoreg.training.gradients import GradientMeter
 from emoreg.training.layouts import Layout
 from emoreg.training.ledger import Ledger
-from emoreg.training.monitor import Monitor
+from emoreg.training.outcomes.columns import Extras
 from emoreg.training.reference import Reference
+from emoreg.training.watching.alerts import Alarm
+from emoreg.training.watching.costs import Costs
+from emoreg.training.watching.monitor import Monitor
 from emoreg.training.world import StepTotals, World
 from emoreg.vectors.corpus import Corpus, Roles
 

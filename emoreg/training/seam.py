@@ -12,7 +12,8 @@ from emoreg.losses.term import AbstractTerm
 from emoreg.residual.tokens import tokenizer_of
 from emoreg.training.auxiliary import share_head
 from emoreg.training.checks import check_needs, check_trainer
-from emoreg.training.columns import (
+from emoreg.training.layouts import ONE_A_ROW, Layout, shows_images
+from emoreg.training.outcomes.columns import (
     OUTCOMES,
     REFERENCE,
     OutcomeCollator,
@@ -20,20 +21,13 @@ from emoreg.training.columns import (
     check_dataset,
     take_extras,
 )
-from emoreg.training.costs import StepEnd
-from emoreg.training.dashboard import Dashboard, check_texts
-from emoreg.training.layouts import ONE_A_ROW, Layout, shows_images
-from emoreg.training.monitor import Monitor
-from emoreg.training.reference import Reference
-from emoreg.training.regularizer import Regularizer
-from emoreg.training.rollouts import (
+from emoreg.training.outcomes.rollouts import (
     carry_outcomes,
     check_rollouts,
     makes_rollouts,
     tokens_of,
 )
-from emoreg.training.rows import cached_rows
-from emoreg.training.sources import (
+from emoreg.training.outcomes.sources import (
     PARSED,
     Feedback,
     Reward,
@@ -41,6 +35,12 @@ from emoreg.training.sources import (
     check_both_found,
     with_parsed_outcomes,
 )
+from emoreg.training.reference import Reference
+from emoreg.training.regularizer import Regularizer
+from emoreg.training.rows import cached_rows
+from emoreg.training.watching.costs import StepEnd
+from emoreg.training.watching.dashboard import Dashboard, check_texts
+from emoreg.training.watching.monitor import Monitor
 from emoreg.training.world import StepTotals, World
 from emoreg.vectors.corpus import Roles
 

@@ -16,16 +16,16 @@ from emoreg.losses.term import AbstractTerm
 from emoreg.residual.capture import Captured, capture
 from emoreg.residual.layers import unwrapped
 from emoreg.training.checks import check_loop, check_needs
-from emoreg.training.columns import Extras, check_turns, padded
 from emoreg.training.layouts import as_failures
-from emoreg.training.monitor import Monitor
+from emoreg.training.outcomes.columns import Extras, check_turns, padded
+from emoreg.training.outcomes.rollouts import tokens_of
 from emoreg.training.reference import Reference
 from emoreg.training.regularizer import (
     Regularizer,
     reference_of,
     roles_of,
 )
-from emoreg.training.rollouts import tokens_of
+from emoreg.training.watching.monitor import Monitor
 from emoreg.training.world import World
 
 Failures = Float[Tensor, "batch turn"] | Sequence[Sequence[float | None]]

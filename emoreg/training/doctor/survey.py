@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from emoreg.residual.tokens import TurnMarkers, render, tokenizer_of
-from emoreg.training.columns import OutcomeCollator
-from emoreg.training.diagnosis import Finding, marked, passed, refused, warned
+from emoreg.training.doctor.diagnosis import Finding, marked, passed, refused, warned
 from emoreg.training.layouts import Layout, as_failures
-from emoreg.training.rollouts import makes_rollouts
+from emoreg.training.outcomes.columns import OutcomeCollator
+from emoreg.training.outcomes.rollouts import makes_rollouts
 
 _MUCH_PADDING = 0.5
 

@@ -11,10 +11,10 @@ from jaxtyping import Float
 
 from emoreg.losses.term import Probe
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
-from emoreg.training.columns import check_turns
 from emoreg.training.layouts import as_failures
+from emoreg.training.outcomes.columns import check_turns
 from emoreg.training.rows import read_decisions
-from emoreg.training.tallies import figures, tally
+from emoreg.training.watching.tallies import figures, tally
 from emoreg.training.world import World
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.transcripts import Conversation

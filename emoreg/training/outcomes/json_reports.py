@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from emoreg.training.feedback_rules import (
+from emoreg.training.outcomes.rules import (
     ASKED,
     FINAL_LABELS,
     NEGATIVE,

@@ -12,12 +12,18 @@ from torch import Tensor
 
 from emoreg.losses.term import Probe, Reduce, probe_of
 from emoreg.residual.tokens import Thoughts
-from emoreg.training.alerts import Alert
-from emoreg.training.excerpts import Excerpts
-from emoreg.training.lens import Lens
-from emoreg.training.probe_set import ProbeSet
 from emoreg.training.reference import Reference
-from emoreg.training.tallies import Histogram, figures, histogram, tally, totals
+from emoreg.training.watching.alerts import Alert
+from emoreg.training.watching.excerpts import Excerpts
+from emoreg.training.watching.lens import Lens
+from emoreg.training.watching.probe_set import ProbeSet
+from emoreg.training.watching.tallies import (
+    Histogram,
+    figures,
+    histogram,
+    tally,
+    totals,
+)
 from emoreg.vectors.emotion_vectors import LDA, LOGISTIC, RANDOM, EmotionVectors
 
 _GROUPS: tuple[str, ...] = ("fail", "pass", "assistant", "think", "answer")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from emoreg.residual.tokens import TurnMarkers, tokenizer_of
-from emoreg.training.columns import OUTCOMES, check_column, check_turns, padded
 from emoreg.training.layouts import as_failures
-from emoreg.training.outcomes import validate_outcome
-from emoreg.training.sources import Feedback, Reward, Source
+from emoreg.training.outcomes.columns import OUTCOMES, check_column, check_turns, padded
+from emoreg.training.outcomes.feedback import validate_outcome
+from emoreg.training.outcomes.sources import Feedback, Reward, Source
 
 
 def makes_rollouts(trainer: Any) -> bool:

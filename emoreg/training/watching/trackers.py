@@ -19,7 +19,7 @@ from transformers.integrations.integration_utils import (
     rewrite_logs,
 )
 
-from emoreg.training.tallies import EDGES, Histogram
+from emoreg.training.watching.tallies import EDGES, Histogram
 
 _SHOWN_IN = ("wandb", "trackio", "tensorboard")
 

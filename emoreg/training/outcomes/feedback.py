@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, final
 
-from emoreg.training.feedback_json import json_report
-from emoreg.training.feedback_rules import (
+from emoreg.training.outcomes.json_reports import json_report
+from emoreg.training.outcomes.rules import (
     Rule,
     crash,
     exit_status,

@@ -9,11 +9,11 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from emoreg.residual.tokens import tokenizer_of
-from emoreg.training.excerpts import Excerpt
-from emoreg.training.log_file import LogFile
-from emoreg.training.monitor import Monitor
-from emoreg.training.tallies import EDGES
-from emoreg.training.trackers import Items, Table, beside, without_pictures
+from emoreg.training.watching.excerpts import Excerpt
+from emoreg.training.watching.log_file import LogFile
+from emoreg.training.watching.monitor import Monitor
+from emoreg.training.watching.tallies import EDGES
+from emoreg.training.watching.trackers import Items, Table, beside, without_pictures
 from emoreg.vectors.top_tokens import TopTokens, top_tokens
 
 _IN_BAR = 3

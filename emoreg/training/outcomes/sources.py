@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.training.layouts import Layout
-from emoreg.training.outcomes import Outcome, parse_feedback
+from emoreg.training.outcomes.feedback import Outcome, parse_feedback
 
 PARSED = "emoreg_failed"
 """Column that parsed outcomes are written to."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from emoreg.training import trackers
+from emoreg.training.watching import trackers
 from emoreg.vectors.emotion_vectors import RANDOM
 
 logger = logging.getLogger(__name__)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from emoreg.losses.term import AbstractDecisionTerm, AbstractTerm
 from emoreg.training.checks import trains_below
-from emoreg.training.columns import REFERENCE
-from emoreg.training.diagnosis import Finding, passed, refused, warned
+from emoreg.training.doctor.diagnosis import Finding, passed, refused, warned
+from emoreg.training.doctor.survey import Survey, layout_of
+from emoreg.training.doctor.trial import Trial, counted_passes, is_checkpointed
 from emoreg.training.gradients import AT_REST, cosine, length
-from emoreg.training.rollouts import makes_rollouts
+from emoreg.training.outcomes.columns import REFERENCE
+from emoreg.training.outcomes.rollouts import makes_rollouts
 from emoreg.training.rows import cached_rows
-from emoreg.training.survey import Survey, layout_of
-from emoreg.training.trial import Trial, counted_passes, is_checkpointed
 
 _SAME_READING = 0.1
 """In sigma_ref: what batches of another shape may move a reading in bfloat16."""

@@ -14,8 +14,8 @@ import transformers
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from emoreg.residual.layers import d_model, model_name, num_layers, unwrapped
-from emoreg.training.diagnosis import Diagnosis, Finding, passed, refused, warned
-from emoreg.training.experiments import (
+from emoreg.training.doctor.diagnosis import Diagnosis, Finding, passed, refused, warned
+from emoreg.training.doctor.experiments import (
     Case,
     Check,
     accumulation_line,
@@ -24,16 +24,16 @@ from emoreg.training.experiments import (
     hook_line,
     tried,
 )
-from emoreg.training.log_file import NAME as LOG_FILE
-from emoreg.training.seam import Seam
-from emoreg.training.survey import (
+from emoreg.training.doctor.survey import (
     length_line,
     outcome_line,
     packing_line,
     padding_line,
     template_line,
 )
-from emoreg.training.trial import undisturbed
+from emoreg.training.doctor.trial import undisturbed
+from emoreg.training.seam import Seam
+from emoreg.training.watching.log_file import NAME as LOG_FILE
 
 _MODULES = {"comet_ml": "comet_ml", "azure_ml": "azureml", "flyte": "flytekit"}
 """Trackers whose module has another name."""

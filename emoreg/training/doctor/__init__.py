@@ -1,0 +1,1 @@
+"""Trying a trainer out before it trains."""

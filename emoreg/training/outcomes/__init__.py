@@ -1,0 +1,1 @@
+"""What counts as failure, where that is read from, and its way to the batch."""

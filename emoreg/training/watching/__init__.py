@@ -1,0 +1,1 @@
+"""Readings while training: what is computed, kept, logged and said."""
