@@ -374,13 +374,16 @@ def contrast_gradient(
     trainer knows the reference's readings, which at unmoved weights are the same.
     """
     loss = torch.zeros(())
-    for batch in batches:
+    for place, batch in enumerate(batches):
         for term in trainer.emotions.regularizer.decision_terms:
             if term.weight:
                 values, failure = read(trainer, batch, term.probe)
                 held = values.detach() if cached else None
                 readings = DecisionReadings(
-                    values=values, failure=failure, reference=held
+                    values=values,
+                    failure=failure,
+                    reference=held,
+                    continues=place > 0,
                 )
                 loss = loss + term.weight * term(readings) / len(batches)
     loss.backward()

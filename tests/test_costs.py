@@ -22,10 +22,10 @@ from emoreg.losses.term import (
     alone,
 )
 from emoreg.residual.capture import capture
-from emoreg.training.watching import costs as costs_module
 from emoreg.training.attach import attach
 from emoreg.training.reference import Reference
 from emoreg.training.watch import watch
+from emoreg.training.watching import costs as costs_module
 from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.emotion_vectors import EmotionVectors
 

@@ -29,8 +29,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from emoreg.cli import main
 from emoreg.residual.layers import decoder_layers
-from emoreg.training.doctor import doctor as doctor_module
 from emoreg.training.attach import attach
+from emoreg.training.doctor import doctor as doctor_module
 from emoreg.training.doctor.diagnosis import Finding, marked
 from emoreg.training.doctor.doctor import doctor
 from emoreg.training.doctor.trial import Trial, undisturbed, without_dropout

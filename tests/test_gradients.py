@@ -153,16 +153,22 @@ class Kept(TrainerCallback):
 
 
 class OneByOne(TrainerCallback):
-    """All terms in the first step, none in the second, then each by itself."""
+    """All terms in the first step, none in the second, then each by itself.
+
+    Each step is a first one to them: they remember none before it.
+    """
 
     def __init__(self) -> None:
         self.terms: Any = ()
         self._weights: list[float] = []
+        self._young: list[Any] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         del args, control
         self._weights = self._weights or [term.weight for term in self.terms]
+        self._young = self._young or [term.state_dict() for term in self.terms]
         for k, term in enumerate(self.terms):
+            term.load_state_dict(self._young[k])
             acts = state.global_step in (0, k + 2)
             term.weight = self._weights[k] if acts else 0.0
 

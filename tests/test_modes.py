@@ -393,7 +393,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "whole text": {"completion_only_loss": False},
     "assistant only": {"assistant_only_loss": True, "completion_only_loss": False},
     "dft": {"loss_type": "dft"},
-    "label smoothing": {"label_smoothing_factor": 0.1},
+    "label smoothing": {"label_smoothing_factor": 0.2},
 }
 
 
@@ -594,9 +594,14 @@ def test_a_compiled_model_is_read_as_any_other(
         weights = {"contrast": 1.0, "band": 1.0, "meaning": 0.0, "kl": 0.0}
         cases.attached(trainer, vectors, reference, weights)
         trainer.evaluate()
+        before = cases.logged(trainer, "eval_em")  # training begins a log anew
         trainer.train()
         trainer.evaluate()
-        found = [*cases.logged(trainer, "emotion"), *cases.logged(trainer, "eval_em")]
+        steps, after = (
+            cases.logged(trainer, "emotion"),
+            cases.logged(trainer, "eval_em"),
+        )
+        found = [*steps, *before, *after]
         seen.append((cases.losses(trainer), found))
     (losses, logs), (other, logs2) = seen
     assert other == pytest.approx(losses, rel=1e-5)
@@ -629,9 +634,14 @@ def test_an_adapter_on_a_quantized_base(
     )
 
     def quantized() -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(
+        made = AutoModelForCausalLM.from_pretrained(
             tmp_path / "model", quantization_config=four, device_map="cpu"
         )
+        for module in made.modules():
+            # Its kernels for newer CPUs want rows of a whole block; these have half.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        return made
 
     def whole() -> PreTrainedModel:
         base = model()
