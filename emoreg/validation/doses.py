@@ -1,0 +1,206 @@
+"""Doses: does a reading rise with how grave things are, when only a number changes?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import false_discovery_control, page_trend_test, spearmanr
+
+from emoreg.statistics.bootstrap import bootstrap_mean
+from emoreg.validation.check import Check, Curves, Figure
+from emoreg.validation.subject import Subject
+from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+
+NAME = "doses"
+THRESHOLD, SHOWN = 0.5, 6
+
+
+def doses(subject: Subject) -> Check:
+    """Return how steadily readings follow the dose, in the direction that is expected.
+
+    Spearman's rho of dose and reading per template and expected emotion, its sign
+    turned where a fall is expected; Page's test over the templates of one emotion.
+    """
+    rows = [
+        row for row in subject.corpus.records("dose") if _signs(subject.vectors, row)
+    ]
+    question = "Does a reading follow the dose when only a number changes?"
+    if not rows:
+        return Check(
+            name=NAME,
+            question=question,
+            method="Templates in which only a number changes.",
+            not_run="no template expects anything of the vectors' emotions",
+        )
+    reader = LDA if LDA in subject.vectors.readers else subject.vectors.readers[0]
+    layer = subject.layer_of[reader]
+    curves = _read(subject, rows)
+    places = [(reader, layer)] + [
+        (name, i)
+        for name in subject.vectors.readers
+        for i in subject.vectors.layers
+        if (name, i) != (reader, layer)
+    ]
+    controls = {
+        "random": (subject.controls["random"], ""),
+        "shuffled": (subject.controls["shuffled"], LDA),
+    }
+    figures = []
+    for name, i in places:
+        beside = {
+            key: float(np.mean(_rhos(own, curves, rows, by or name, i)))
+            for key, (own, by) in controls.items()
+        }
+        figures.append(_figure(subject.vectors, curves, rows, name, i, beside))
+    emotions, each = _per_emotion(subject.vectors, curves, rows, reader, layer)
+    return Check(
+        name=NAME,
+        question=question,
+        method=(
+            f"{len(rows)} templates, read at the decision token; rho of dose and "
+            "reading, its sign turned where a fall is expected, so that 1 is a steady "
+            "trend the expected way. Interval: bootstrap over templates. An emotion "
+            "holds by Page's test over its templates (false discovery rate 5 %)."
+        ),
+        headline=figures[0],
+        threshold=THRESHOLD,
+        figures=(*figures, *each),
+        emotions=emotions,
+        layers={f.layer: f.value for f in figures if f.reader == reader and f.layer},
+        pictures=_pictures(subject.vectors, curves, rows, reader, layer),
+    )
+
+
+def _signs(vectors: EmotionVectors, row: Mapping[str, Any]) -> dict[str, int]:
+    known = vectors.emotions
+    return {e: 1 if s == "+" else -1 for e, s in row["expect"].items() if e in known}
+
+
+def _read(subject: Subject, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Return, per template, activations of its doses in ascending order."""
+    prompts, sizes = [], []
+    for row in rows:
+        values = sorted(row["values"])
+        sizes.append(len(values))
+        # `replace`: a template may hold other braces.
+        texts = [row["template"].replace("{x}", f"{value:,g}") for value in values]
+        prompts += [subject.prompt(text) for text in texts]
+    values = subject.means(prompts, description="Reading doses")
+    return list(values.split(sizes))
+
+
+def _curve(
+    vectors: EmotionVectors, activations: Any, reader: str, layer: int, emotion: str
+) -> Float[np.ndarray, " dose"]:
+    at = vectors.layer_index(layer)
+    read = vectors.project(activations[:, at], layer=layer, reader=reader)
+    return read[:, vectors.emotion_indices([emotion])[0]].numpy()
+
+
+def _rhos(
+    vectors: EmotionVectors,
+    curves: Sequence[Any],
+    rows: Sequence[Mapping[str, Any]],
+    reader: str,
+    layer: int,
+) -> Float[np.ndarray, " template"]:
+    """Return each template's mean rho over its expected emotions."""
+    found = []
+    for row, activations in zip(rows, curves, strict=True):
+        each = [
+            sign * _rho(_curve(vectors, activations, reader, layer, emotion))
+            for emotion, sign in _signs(vectors, row).items()
+        ]
+        found.append(float(np.mean(each)))
+    return np.array(found)
+
+
+def _rho(curve: Float[np.ndarray, " dose"]) -> float:
+    found: Any = spearmanr(np.arange(len(curve)), curve)
+    return float(found.statistic)
+
+
+def _figure(
+    vectors: EmotionVectors,
+    curves: Sequence[Any],
+    rows: Sequence[Mapping[str, Any]],
+    reader: str,
+    layer: int,
+    controls: Mapping[str, float],
+) -> Figure:
+    bounds = bootstrap_mean(_rhos(vectors, curves, rows, reader, layer), keep=False)
+    return Figure(
+        name="rho",
+        value=float(bounds.estimate),
+        low=float(bounds.low),
+        high=float(bounds.high),
+        controls={"chance": 0.0, **controls},
+        count=len(rows),
+        reader=reader,
+        layer=layer,
+    )
+
+
+def _per_emotion(
+    vectors: EmotionVectors,
+    curves: Sequence[Any],
+    rows: Sequence[Mapping[str, Any]],
+    reader: str,
+    layer: int,
+) -> tuple[dict[str, bool], list[Figure]]:
+    """Return whether each expected emotion follows its templates, by Page's test."""
+    known: dict[str, list[np.ndarray]] = {}
+    for row, activations in zip(rows, curves, strict=True):
+        for emotion, sign in _signs(vectors, row).items():
+            curve = _curve(vectors, activations, reader, layer, emotion)
+            known.setdefault(emotion, []).append(sign * curve)
+    # Page's test takes one length; templates of another are left to rho.
+    tables = {e: _same_length(found) for e, found in known.items()}
+    tables = {e: table for e, table in tables.items() if len(table) >= 3}
+    chances = [page_trend_test(table).pvalue for table in tables.values()]
+    adjusted = false_discovery_control(np.array(chances)) if chances else []
+    verdicts = {e: bool(p <= 0.05) for e, p in zip(tables, adjusted, strict=True)}
+    figures = [
+        Figure(
+            name="rho",
+            value=float(np.mean([_rho(curve) for curve in found])),
+            controls={"chance": 0.0},
+            count=len(found),
+            reader=reader,
+            layer=layer,
+            emotion=emotion,
+        )
+        for emotion, found in known.items()
+    ]
+    return verdicts, figures
+
+
+def _same_length(curves: Sequence[np.ndarray]) -> np.ndarray:
+    lengths = [len(curve) for curve in curves]
+    most = max(set(lengths), key=lengths.count)
+    return np.stack([curve for curve in curves if len(curve) == most])
+
+
+def _pictures(
+    vectors: EmotionVectors,
+    curves: Sequence[Any],
+    rows: Sequence[Mapping[str, Any]],
+    reader: str,
+    layer: int,
+) -> tuple[Curves, ...]:
+    return tuple(
+        Curves(
+            title=f"{row['id']}: {row['template'][:60]}…",
+            x_title=f"dose, {row['unit']} (in order)",
+            y_title="reading",
+            x=tuple(float(i + 1) for i in range(len(row["values"]))),
+            series={
+                f"{emotion} ({'rise' if sign > 0 else 'fall'} expected)": tuple(
+                    _curve(vectors, activations, reader, layer, emotion).tolist()
+                )
+                for emotion, sign in _signs(vectors, row).items()
+            },
+        )
+        for row, activations in list(zip(rows, curves, strict=True))[:SHOWN]
+    )

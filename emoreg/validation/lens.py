@@ -1,0 +1,175 @@
+"""The logit lens: does a vector speak for its own emotion's word?"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from emoreg.statistics.bootstrap import bootstrap_mean
+from emoreg.validation.check import Check, Curves, Figure
+from emoreg.validation.subject import Subject
+from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.top_tokens import direct_logits, top_tokens
+
+NAME = "logit lens"
+THRESHOLD = 0.9
+SHOWN = 12
+
+
+def logit_lens(subject: Subject) -> Check:
+    """Return how high each vector ranks its own word among all emotions' words.
+
+    The direction goes through the final norm and the head by itself; the logit of an
+    emotion is that of the first token of its word, with a space before it. Its place
+    among all emotions' words of distinct first tokens: 1 for the highest, 0 for the
+    lowest, 1/2 by chance.
+    """
+    vectors = subject.vectors
+    reader = (
+        MEAN_DIFFERENCE if MEAN_DIFFERENCE in vectors.readers else vectors.readers[0]
+    )
+    tokens = _first_tokens(subject)
+    shuffled = subject.controls["shuffled"]
+    other = reader if reader in shuffled.readers else LDA
+    by_layer = {}
+    for layer in vectors.layers:
+        own = _places(subject, vectors, reader, layer, tokens)
+        beside = {
+            "chance": 0.5,
+            "random": _mean(subject, "random", reader, layer, tokens),
+            "shuffled": _mean(subject, "shuffled", other, layer, tokens),
+        }
+        by_layer[layer] = (own, beside)
+    layer = vectors.layers[-1]  # nearest to the head, where the lens is truest
+    order = [layer, *(i for i in vectors.layers if i != layer)]
+    figures = [_figure(by_layer[i], reader, i) for i in order]
+    own = by_layer[layer][0]
+    return Check(
+        name=NAME,
+        question="Does a vector make its own emotion's word likelier than others'?",
+        method=(
+            f"The {reader} direction through the final norm and the head alone; the "
+            "place of the word's first token among those of all emotions, 1 for the "
+            "highest. Words that share a first token are left out. Read at the deepest "
+            "layer of the file, nearest to the head. An emotion holds at the "
+            "threshold, which one random direction in ten reaches."
+        ),
+        headline=figures[0],
+        threshold=THRESHOLD,
+        figures=(*figures, *_each(own, tokens, reader, layer)),
+        emotions={e: bool(x >= THRESHOLD) for e, x in zip(tokens, own, strict=True)},
+        layers={i: float(by_layer[i][0].mean()) for i in vectors.layers},
+        pictures=(
+            Curves(
+                title="Place of the own word by layer",
+                x_title="layer",
+                y_title="mean place, 1 is highest",
+                x=tuple(float(i) for i in vectors.layers),
+                series={
+                    reader: tuple(float(by_layer[i][0].mean()) for i in vectors.layers),
+                    "random": tuple(by_layer[i][1]["random"] for i in vectors.layers),
+                },
+            ),
+        ),
+        notes=(
+            f"{len(tokens)} of {len(vectors.emotions)} words have a first token of "
+            "their own.",
+            *_spoken(subject, layer),
+        ),
+    )
+
+
+def _first_tokens(subject: Subject) -> Mapping[str, int]:
+    """Return the first token of each emotion's word, where no other word has it."""
+    first = {
+        emotion: subject.tokenizer(f" {emotion}", add_special_tokens=False)["input_ids"]
+        for emotion in subject.vectors.emotions
+    }
+    ids = [tokens[0] for tokens in first.values()]
+    return {e: t[0] for e, t in first.items() if ids.count(t[0]) == 1}
+
+
+def _places(
+    subject: Subject,
+    vectors: EmotionVectors,
+    reader: str,
+    layer: int,
+    tokens: Mapping[str, int],
+) -> Float[np.ndarray, " emotion"]:
+    """Return each emotion's place among the words, 1 for the highest."""
+    rows = list(vectors.emotion_indices(list(tokens)))
+    units = vectors.unit_directions(layer=layer, reader=reader)[rows]
+    logits = direct_logits(subject.model, units)[:, list(tokens.values())]
+    # A word that every direction speaks for is no evidence for one.
+    centred = logits - logits.mean(0)
+    below: Int[torch.Tensor, " emotion"] = (
+        centred < centred.diagonal().unsqueeze(1)
+    ).sum(1)
+    return below.numpy() / (len(tokens) - 1)
+
+
+def _mean(
+    subject: Subject, control: str, reader: str, layer: int, tokens: Mapping[str, int]
+) -> float:
+    vectors = subject.controls[control]
+    return float(_places(subject, vectors, reader, layer, tokens).mean())
+
+
+def _figure(
+    found: tuple[Float[np.ndarray, " emotion"], Mapping[str, float]],
+    reader: str,
+    layer: int,
+) -> Figure:
+    own, controls = found
+    bounds = bootstrap_mean(own, keep=False)
+    return Figure(
+        name="place of the own word",
+        value=float(bounds.estimate),
+        low=float(bounds.low),
+        high=float(bounds.high),
+        controls=controls,
+        count=len(own),
+        reader=reader,
+        layer=layer,
+    )
+
+
+def _each(
+    own: Float[np.ndarray, " emotion"],
+    tokens: Mapping[str, int],
+    reader: str,
+    layer: int,
+) -> list[Figure]:
+    return [
+        Figure(
+            name="place of the own word",
+            value=float(place),
+            controls={"chance": 0.5},
+            count=1,
+            reader=reader,
+            layer=layer,
+            emotion=emotion,
+        )
+        for emotion, place in zip(tokens, own, strict=True)
+    ]
+
+
+def _spoken(subject: Subject, layer: int) -> Sequence[str]:
+    """Return top and bottom tokens of some emotions, the core ones first."""
+    vectors = subject.vectors
+    core = [e for e in subject.corpus.roles().core if e in vectors.emotions]
+    chosen = (core or list(vectors.emotions))[:SHOWN]
+    found = top_tokens(
+        subject.model,
+        subject.tokenizer,
+        vectors,
+        emotions=chosen,
+        layers=[layer],
+        count=5,
+    )
+    return [
+        f"{x.emotion}: up {', '.join(map(repr, x.top))}; "
+        f"down {', '.join(map(repr, x.bottom))}"
+        for x in found
+    ]
