@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from emoreg.comparison.compare import Comparison, compare
     from emoreg.comparison.measure import measure
     from emoreg.comparison.readings import Readings
+    from emoreg.comparison.validate import validate
     from emoreg.losses import presets
     from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
     from emoreg.losses.band import BandPenalty
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from emoreg.vectors.emotion_vectors import EmotionVectors
     from emoreg.vectors.extract import extract
     from emoreg.vectors.fit import VectorFitter
+    from emoreg.vectors.steering import steer
 
 __version__ = "0.1.0"
 
@@ -72,6 +74,8 @@ __all__ = [
     "lora_config",
     "measure",
     "presets",
+    "steer",
+    "validate",
     "watch",
 ]
 
@@ -101,6 +105,8 @@ _HOMES = {
     "extract": "emoreg.vectors.extract",
     "lora_config": "emoreg.training.adapters",
     "measure": "emoreg.comparison.measure",
+    "steer": "emoreg.vectors.steering",
+    "validate": "emoreg.comparison.validate",
     "watch": "emoreg.training.watch",
 }
 _MODULES = {"demo": "emoreg.demo", "presets": "emoreg.losses.presets"}

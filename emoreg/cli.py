@@ -13,6 +13,7 @@ from emoreg.commands import (
     extract,
     measure,
     quickstart,
+    steer,
     validate,
 )
 
@@ -20,6 +21,7 @@ _COMMANDS = {
     "quickstart": quickstart,
     "extract": extract,
     "validate": validate,
+    "steer": steer,
     "calibrate": calibrate,
     "measure": measure,
     "compare": compare,

@@ -150,10 +150,9 @@ def validate(
         quiet=quiet,
     )
     checks = []
-    for name, run in battery(sources or Sources()):
-        if not quiet:
-            logger.info("Checking: %s", name)
+    for run in battery(sources or Sources()):
         checks.append(run(subject))
+        logger.info("%s: %s", checks[-1].name, checks[-1].verdict)
     return judged(checks, vectors, facts=_facts(subject))
 
 

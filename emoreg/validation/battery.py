@@ -5,10 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emoreg.validation.check import Check
+from emoreg.validation.doses import doses
+from emoreg.validation.geometry import paper_clusters, valence
+from emoreg.validation.held_out import NAME as REQUIRED
+from emoreg.validation.held_out import held_out_stories
+from emoreg.validation.human_text import human_comments, rated_sentences
+from emoreg.validation.lens import logit_lens
+from emoreg.validation.locality import locality
+from emoreg.validation.scenarios import implicit_scenarios
+from emoreg.validation.stability import split_halves
+from emoreg.validation.steering import steering
 from emoreg.validation.subject import Subject
+from emoreg.validation.surface import surface
 
-REQUIRED = "held-out stories"
-"""The check that an emotion must hold in before any other counts for it."""
+__all__ = ["REQUIRED", "Sources", "battery"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +33,19 @@ class Sources:
     """The EmoBank folder."""
 
 
-def battery(sources: Sources) -> tuple[tuple[str, Callable[[Subject], Check]], ...]:
-    """Return each check's name and how it is run."""
-    del sources
-    return ()
+def battery(sources: Sources) -> tuple[Callable[[Subject], Check], ...]:
+    """Return the checks; `REQUIRED` names the one that comes before all others."""
+    return (
+        held_out_stories,
+        split_halves,
+        logit_lens,
+        implicit_scenarios,
+        doses,
+        steering,
+        locality,
+        surface,
+        lambda subject: valence(subject, sources.norms),
+        paper_clusters,
+        lambda subject: human_comments(subject, sources.goemotions),
+        lambda subject: rated_sentences(subject, sources.emobank),
+    )

@@ -1,0 +1,281 @@
+"""Human-written text: do readers fitted on made-up stories carry over?"""
+
+import csv
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import mannwhitneyu, pearsonr
+from torch import Tensor
+
+from emoreg.residual.pooling import Passage
+from emoreg.statistics.bootstrap import bootstrap_mean
+from emoreg.validation.check import Check, Figure
+from emoreg.validation.subject import Subject
+from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+
+COMMENTS, RATED = "human comments", "rated sentences"
+THRESHOLD, FEWEST = 0.7, 5
+PER_LABEL, OTHERS, SENTENCES, ENOUGH = 60, 300, 500, 20
+EMOTION_OF = {
+    "amusement": "amused",
+    "anger": "angry",
+    "annoyance": "annoyed",
+    "confusion": "perplexed",
+    "disgust": "disgusted",
+    "embarrassment": "embarrassed",
+    "excitement": "excited",
+    "fear": "afraid",
+    "gratitude": "grateful",
+    "grief": "grief-stricken",
+    "joy": "joyful",
+    "love": "loving",
+    "nervousness": "nervous",
+    "optimism": "optimistic",
+    "pride": "proud",
+    "relief": "relieved",
+    "remorse": "remorseful",
+    "sadness": "sad",
+    "surprise": "surprised",
+}
+"""The emotion that a label of GoEmotions (Demszky et al. 2020,
+https://arxiv.org/abs/2005.00547) is taken for; its other labels have none."""
+
+
+def human_comments(subject: Subject, folder: Path | None) -> Check:
+    """Return how well readings tell comments labelled with an emotion from others.
+
+    The area under the ROC curve of each emotion's reading, its comments against all
+    others of the sample: 1/2 by chance. Test split; mean over a comment's tokens but
+    the first.
+    """
+    question = "Do readers fitted on stories carry over to what people write?"
+    method = (
+        f"GoEmotions, test split, comments of one label: at most {PER_LABEL} for each "
+        f"mapped label and {OTHERS} others, drawn with the seed; mean over tokens; "
+        "area under the ROC curve of the label's emotion against all other comments. "
+        "Interval: bootstrap over labels. Labels of fewer than "
+        f"{ENOUGH} comments judge no emotion."
+    )
+    if folder is None:
+        reason = "no folder was given; pass `--goemotions FOLDER`"
+        return Check(name=COMMENTS, question=question, method=method, not_run=reason)
+    rows = _comments(folder, subject)
+    labels = sorted({label for _, label in rows if label in subject.vectors.emotions})
+    if len(labels) < FEWEST:
+        reason = f"{len(labels)} of the labels have a vector, {FEWEST} are needed"
+        return Check(name=COMMENTS, question=question, method=method, not_run=reason)
+    passages = [_spoken(subject, text) for text, _ in rows]
+    values = subject.means(passages, description="Reading comments")
+    words = subject.embeddings(passages)
+    own = [label for _, label in rows]
+    figures: list[Figure] = []
+    each: Mapping[str, float] = {}
+    by_layer: dict[int, float] = {}
+    for reader in sorted(subject.vectors.readers, key=lambda name: name != LDA):
+        layer = subject.layer_of[reader]
+        found = _areas(subject.vectors, values, own, labels, reader, layer)
+        if not figures:
+            each, first = found, (reader, layer)
+            by_layer = {
+                i: _mean(_areas(subject.vectors, values, own, labels, reader, i))
+                for i in subject.vectors.layers
+            }
+        controls = _controls(subject, values, words, own, labels, reader, layer)
+        figures.append(_figure(found, controls, len(rows), reader, layer))
+    reader, layer = first
+    return Check(
+        name=COMMENTS,
+        question=question,
+        method=method,
+        headline=figures[0],
+        threshold=THRESHOLD,
+        figures=(
+            *figures,
+            *[
+                Figure(
+                    name="area under the ROC curve",
+                    value=area,
+                    controls={"chance": 0.5},
+                    count=own.count(emotion),
+                    reader=reader,
+                    layer=layer,
+                    emotion=emotion,
+                )
+                for emotion, area in each.items()
+            ],
+        ),
+        emotions={
+            emotion: area >= THRESHOLD
+            for emotion, area in each.items()
+            if own.count(emotion) >= ENOUGH
+        },
+        layers=by_layer,
+    )
+
+
+def rated_sentences(subject: Subject, folder: Path | None) -> Check:
+    """Return how the vectors' components go with rated valence and arousal.
+
+    Nothing is claimed: the correlations are printed as they are.
+    """
+    question = "Do the vectors' main components follow the mood of human sentences?"
+    method = (
+        f"EmoBank, test split, {SENTENCES} sentences drawn with the seed; readings "
+        "projected on the vectors' first four principal components; correlation with "
+        "the mean ratings."
+    )
+    if folder is None:
+        reason = "no folder was given; pass `--emobank FOLDER`"
+        return Check(name=RATED, question=question, method=method, not_run=reason)
+    rows = _sentences(folder, subject.seed)
+    passages = [_spoken(subject, row["text"]) for row in rows]
+    values = subject.means(passages, description="Reading rated sentences")
+    figures = []
+    for reader in sorted(subject.vectors.readers, key=lambda name: name != LDA):
+        layer = subject.layer_of[reader]
+        units = subject.vectors.unit_directions(layer=layer, reader=reader).double()
+        axes = np.linalg.svd((units - units.mean(0)).numpy(), full_matrices=False)[2]
+        at = subject.vectors.layer_index(layer)
+        x = values[:, at].double().numpy() @ axes[:4].T
+        for place in range(x.shape[1]):
+            for column, name in (("V", "valence"), ("A", "arousal")):
+                rated = [float(row[column]) for row in rows]
+                result: Any = pearsonr(x[:, place], rated)
+                figures.append(
+                    Figure(
+                        name=f"|r| of component {place + 1} and {name}",
+                        value=abs(float(result.statistic)),
+                        controls={"chance": 0.0},
+                        count=len(rows),
+                        reader=reader,
+                        layer=layer,
+                    )
+                )
+    return Check(
+        name=RATED,
+        question=question,
+        method=method,
+        figures=tuple(figures),
+    )
+
+
+def _comments(folder: Path, subject: Subject) -> list[tuple[str, str]]:
+    """Return a seeded sample of texts with the emotion their label stands for, or ''.
+
+    Raises:
+        ValueError: If the folder lacks the files of GoEmotions.
+    """
+    names = _lines(folder / "emotions.txt")
+    rows = []
+    for line in _lines(folder / "test.tsv"):
+        parts = line.split("\t")
+        if len(parts) >= 2 and "," not in parts[1]:
+            label = names[int(parts[1])]
+            rows.append((parts[0], EMOTION_OF.get(label, "")))
+    random.Random(subject.seed).shuffle(rows)
+    kept: list[tuple[str, str]] = []
+    counts: dict[str, int] = {}
+    for text, emotion in rows:
+        emotion = emotion if emotion in subject.vectors.emotions else ""
+        counts[emotion] = counts.get(emotion, 0) + 1
+        if counts[emotion] <= (PER_LABEL if emotion else OTHERS):
+            kept.append((text, emotion))
+    return kept
+
+
+def _sentences(folder: Path, seed: int) -> list[dict[str, str]]:
+    path = folder / "emobank.csv"
+    if not path.is_file():
+        raise ValueError(f"the EmoBank folder must hold {path.name}, found none there")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    random.Random(seed).shuffle(rows)
+    return rows[:SENTENCES]
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise ValueError(
+            f"the GoEmotions folder must hold {path.name}, found none in "
+            f"{str(path.parent)!r}"
+        )
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _spoken(subject: Subject, text: str) -> Passage:
+    """Return all tokens but the first, which is an attention sink."""
+    ids = tuple(subject.tokenizer(text)["input_ids"])
+    return Passage(ids=ids, spans=((1 if len(ids) > 1 else 0, len(ids)),))
+
+
+def _areas(
+    vectors: EmotionVectors,
+    values: Tensor,
+    own: Sequence[str],
+    labels: Sequence[str],
+    reader: str,
+    layer: int,
+) -> dict[str, float]:
+    """Return each label's area under the ROC curve."""
+    read = vectors.project(
+        values[:, vectors.layer_index(layer)], layer=layer, reader=reader
+    ).numpy()
+    return {
+        label: area(read[:, vectors.emotion_indices([label])[0]], label, own)
+        for label in labels
+    }
+
+
+def area(readings: Float[np.ndarray, " text"], label: str, own: Sequence[str]) -> float:
+    """Return P(a text of `label` reads higher than another), ties by half."""
+    inside = np.array([name == label for name in own])
+    found: Any = mannwhitneyu(readings[inside], readings[~inside])
+    return float(found.statistic) / float(inside.sum() * (~inside).sum())
+
+
+def _controls(
+    subject: Subject,
+    values: Tensor,
+    words: Tensor,
+    own: Sequence[str],
+    labels: Sequence[str],
+    reader: str,
+    layer: int,
+) -> dict[str, float]:
+    random_ones, shuffled = subject.controls["random"], subject.controls["shuffled"]
+    other = reader if reader in shuffled.readers else LDA
+    embedded = subject.embedded.subset(subject.vectors.emotions)
+    return {
+        "chance": 0.5,
+        "random": _mean(_areas(random_ones, values, own, labels, reader, layer)),
+        "shuffled": _mean(_areas(shuffled, values, own, labels, other, layer)),
+        "embedding": _mean(_areas(embedded, words.unsqueeze(1), own, labels, other, 0)),
+    }
+
+
+def _mean(areas: Mapping[str, float]) -> float:
+    return float(np.mean(list(areas.values())))
+
+
+def _figure(
+    areas: Mapping[str, float],
+    controls: Mapping[str, float],
+    count: int,
+    reader: str,
+    layer: int,
+) -> Figure:
+    bounds = bootstrap_mean(np.array(list(areas.values())), keep=False)
+    return Figure(
+        name="mean area under the ROC curve",
+        value=float(bounds.estimate),
+        low=float(bounds.low),
+        high=float(bounds.high),
+        controls=controls,
+        count=count,
+        reader=reader,
+        layer=layer,
+    )
