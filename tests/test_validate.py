@@ -1,15 +1,21 @@
 """The battery as a whole: verdicts from figures, and the page that shows them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
 
+from emoreg.cli import main
 from emoreg.comparison.validate import Validation, judged
+from emoreg.losses.presets import decouple
 from emoreg.validation.check import Check, Curves, Figure, Matrix
 from emoreg.validation.judgement import layer_standings, recommended, standings
+from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 HOSTILE = "<script>document.title='taken'</script>"
@@ -177,3 +183,75 @@ def test_an_unwritable_folder_is_refused(
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="must be a folder that can be written"):
         validation.save(tmp_path / "file" / "out")
+
+
+# -- end to end ---------------------------------------------------------------
+
+
+def known(corpus: Corpus) -> tuple[str, ...]:
+    roles = corpus.roles()
+    return (*roles.lower[:2], *roles.raise_[:2], "afraid", "sad")
+
+
+@pytest.fixture
+def folder(
+    model: Callable[[], Any], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> Path:
+    """A tiny model with its tokenizer, saved as a user would have it."""
+    model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+def test_the_command_writes_a_page_and_marks_the_vectors(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, path = Corpus.packaged(), str(folder / "v.safetensors")
+    model = ["--model", str(folder / "model"), "--quiet"]
+    emotions = ["--emotions", *known(corpus)]
+    assert (
+        main(["extract", *model, *emotions, "--layers", "1", "2", "--out", path]) == 0
+    )
+    before = EmotionVectors.load(path)
+    assert before.validation is None
+    out = folder / "out"
+    command = ["validate", *model, "--vectors", path, "--out", str(out)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "held-out stories" in said
+    found = json.loads((out / "validation.json").read_text(encoding="utf-8"))
+    verdicts = {check["name"]: check["verdict"] for check in found["checks"]}
+    assert verdicts["valence"] == verdicts["human comments"] == "not run"
+    assert verdicts["held-out stories"] in (
+        "missed",
+        "not evidence",
+    )  # it knows nothing
+    after = EmotionVectors.load(path)
+    assert after.hash == before.hash
+    assert after.validation is not None
+    assert set(after.validation["emotions"]) == set(before.emotions)
+    assert main(["validate", *model, "--vectors", path, "--out", "/dev/null/x"]) == 2
+
+
+def test_another_models_vectors_are_refused(folder: Path, tmp_path: Path) -> None:
+    directions = torch.randn(1, 2, 16)
+    wrong = EmotionVectors.from_directions(directions, emotions=("a", "b"), layers=(1,))
+    path = str(wrong.save(tmp_path / "wrong.safetensors"))
+    command = ["validate", "--model", str(folder / "model"), "--vectors", path]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+
+
+@pytest.mark.parametrize("state", ["unknown", "doubtful", "fine"])
+def test_a_loss_says_what_its_vectors_are_worth(
+    vectors: EmotionVectors,
+    reference: Any,
+    caplog: pytest.LogCaptureFixture,
+    state: str,
+) -> None:
+    summary = {"emotions": {e: state == "fine" for e in vectors.emotions}}
+    if state != "unknown":
+        vectors = vectors.with_validation(summary)
+    decouple(vectors, reference)
+    said = " ".join(record.message for record in caplog.records)
+    assert ("were not validated in this model" in said) == (state == "unknown")
+    assert ("says not to use" in said) == (state == "doubtful")

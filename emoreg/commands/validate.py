@@ -49,5 +49,7 @@ def run(options: argparse.Namespace) -> None:
     page = found.save(options.out)
     for check in found.checks:
         say(f"{check.verdict:>12}  {check.name}")
+    vectors.with_validation(found.summary()).save(options.vectors)
+    say(f"{options.vectors} carries this verdict from now on")
     say(found.headline)
     say(f"The report: {page}")

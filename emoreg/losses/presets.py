@@ -1,5 +1,6 @@
 """Sets of terms that belong together."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -20,7 +21,14 @@ from emoreg.losses.term import (
 )
 from emoreg.residual.layers import LayerPlan
 from emoreg.vectors.corpus import Corpus, Roles
-from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.emotion_vectors import (
+    LDA,
+    MEAN_DIFFERENCE,
+    RANDOM,
+    EmotionVectors,
+)
+
+logger = logging.getLogger(__name__)
 
 LOSS_READERS = (LDA, MEAN_DIFFERENCE)
 """What the contrast acts on: where the data separate, and where they move most."""
@@ -109,6 +117,7 @@ def decouple(
     roles = Corpus.packaged().roles() if roles is None else roles
     lower, raised = _loss_emotions(vectors, roles)
     readers = _loss_readers(vectors, readers)
+    _say_how_valid(vectors, lower + raised, readers)
     for reader in readers:
         refuse_audit_items(
             roles,
@@ -119,17 +128,21 @@ def decouple(
         )
     signs = torch.tensor([1.0] * len(lower) + [-1.0] * len(raised))
     probes = [_probe(vectors, reference, r, lower + raised) for r in readers]
-    shared = {"weight": contrast / len(readers), "keep": keep}
+    share = contrast / len(readers)
     terms: list[AbstractTerm] = [
-        _contrast(reference, probe, signs, **shared) for probe in probes
+        _contrast(reference, probe, signs, weight=share, keep=keep) for probe in probes
     ]
     if "calm" in vectors.emotions:
         terms.append(_calm_band(vectors, reference, readers[0], calm_band, band))
-    held = {*roles.audit_lower, *roles.audit_raise}
-    free = [emotion for emotion in vectors.emotions if emotion not in held]
-    stories = _probe(vectors, reference, readers[0], free)
+    stories = _probe(vectors, reference, readers[0], _free(vectors, roles))
     terms += [MeaningAnchor(stories, weight=meaning), ReferenceKL(weight=kl)]
     return Terms(terms=tuple(terms), reference=reference, roles=roles)
+
+
+def _free(vectors: EmotionVectors, roles: Roles) -> list[str]:
+    """Return the emotions that are not the audit's."""
+    held = {*roles.audit_lower, *roles.audit_raise}
+    return [emotion for emotion in vectors.emotions if emotion not in held]
 
 
 def _check_same_vectors(reference: ReferenceUnits, vectors: EmotionVectors) -> None:
@@ -138,6 +151,28 @@ def _check_same_vectors(reference: ReferenceUnits, vectors: EmotionVectors) -> N
             "`reference` must have been calibrated with these vectors: it has the hash "
             f"{reference.vectors_hash}, they have {vectors.hash}. Run `emoreg "
             "calibrate` again"
+        )
+
+
+def _say_how_valid(
+    vectors: EmotionVectors, emotions: Sequence[str], readers: Sequence[str]
+) -> None:
+    """Tell the user where vectors that a loss acts on were not found to hold."""
+    if set(readers) == {RANDOM}:
+        return  # the placebo's directions claim nothing
+    found = vectors.validation
+    if found is None:
+        logger.warning(
+            "These vectors were not validated in this model: a loss may act on "
+            "directions that mean nothing in it. Run `emoreg validate`"
+        )
+        return
+    doubtful = [e for e in emotions if not found["emotions"].get(e, False)]
+    if doubtful:
+        logger.warning(
+            "The validation of these vectors says not to use %s, which the loss acts "
+            "on. Leave them out with `roles`, or read the validation's page first",
+            ", ".join(doubtful),
         )
 
 

@@ -1,6 +1,7 @@
 """How far two clusterings of the same things agree."""
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,5 +39,5 @@ def _place(labels: Sequence[Hashable], label: Hashable) -> int:
     return list(labels).index(label)
 
 
-def _pairs(count: np.ndarray) -> np.ndarray:
+def _pairs(count: Any) -> Any:
     return count * (count - 1) / 2

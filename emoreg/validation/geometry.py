@@ -170,10 +170,11 @@ def leave_one_out(
     found = np.empty_like(y, dtype=float)
     for row in range(len(y)):
         others = np.arange(len(y)) != row
-        mean = y[others].mean()
-        a = z[others].T @ z[others] + RIDGE * np.eye(z.shape[1])
-        weights = np.linalg.solve(a, z[others].T @ (y[others] - mean))
-        found[row] = mean + z[row] @ weights
+        mean, middle = y[others].mean(), z[others].mean(0)
+        centred = z[others] - middle
+        a = centred.T @ centred + RIDGE * np.eye(z.shape[1])
+        weights = np.linalg.solve(a, centred.T @ (y[others] - mean))
+        found[row] = mean + (z[row] - middle) @ weights
     return found
 
 

@@ -93,21 +93,7 @@ def human_comments(subject: Subject, folder: Path | None) -> Check:
         method=method,
         headline=figures[0],
         threshold=THRESHOLD,
-        figures=(
-            *figures,
-            *[
-                Figure(
-                    name="area under the ROC curve",
-                    value=area,
-                    controls={"chance": 0.5},
-                    count=own.count(emotion),
-                    reader=reader,
-                    layer=layer,
-                    emotion=emotion,
-                )
-                for emotion, area in each.items()
-            ],
-        ),
+        figures=(*figures, *_each(each, own, reader, layer)),
         emotions={
             emotion: area >= THRESHOLD
             for emotion, area in each.items()
@@ -161,6 +147,23 @@ def rated_sentences(subject: Subject, folder: Path | None) -> Check:
         method=method,
         figures=tuple(figures),
     )
+
+
+def _each(
+    areas: Mapping[str, float], own: Sequence[str], reader: str, layer: int
+) -> list[Figure]:
+    return [
+        Figure(
+            name="area under the ROC curve",
+            value=area,
+            controls={"chance": 0.5},
+            count=own.count(emotion),
+            reader=reader,
+            layer=layer,
+            emotion=emotion,
+        )
+        for emotion, area in areas.items()
+    ]
 
 
 def _comments(folder: Path, subject: Subject) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from emoreg.vectors.top_tokens import direct_logits, top_tokens
 
 NAME = "logit lens"
 THRESHOLD = 0.9
-SHOWN = 12
+SHOWN, FEWEST = 12, 4
 
 
 def logit_lens(subject: Subject) -> Check:
@@ -30,24 +30,23 @@ def logit_lens(subject: Subject) -> Check:
         MEAN_DIFFERENCE if MEAN_DIFFERENCE in vectors.readers else vectors.readers[0]
     )
     tokens = _first_tokens(subject)
-    shuffled = subject.controls["shuffled"]
-    other = reader if reader in shuffled.readers else LDA
-    by_layer = {}
-    for layer in vectors.layers:
-        own = _places(subject, vectors, reader, layer, tokens)
-        beside = {
-            "chance": 0.5,
-            "random": _mean(subject, "random", reader, layer, tokens),
-            "shuffled": _mean(subject, "shuffled", other, layer, tokens),
-        }
-        by_layer[layer] = (own, beside)
+    question = "Does a vector make its own emotion's word likelier than others'?"
+    if len(tokens) < FEWEST:
+        return Check(
+            name=NAME,
+            question=question,
+            method="The direction through the final norm and the head alone.",
+            not_run=f"{len(tokens)} emotions' words have a first token of their own, "
+            f"{FEWEST} are needed",
+        )
+    by_layer = {i: _at(subject, reader, i, tokens) for i in vectors.layers}
     layer = vectors.layers[-1]  # nearest to the head, where the lens is truest
     order = [layer, *(i for i in vectors.layers if i != layer)]
     figures = [_figure(by_layer[i], reader, i) for i in order]
     own = by_layer[layer][0]
     return Check(
         name=NAME,
-        question="Does a vector make its own emotion's word likelier than others'?",
+        question=question,
         method=(
             f"The {reader} direction through the final norm and the head alone; the "
             "place of the word's first token among those of all emotions, 1 for the "
@@ -78,6 +77,18 @@ def logit_lens(subject: Subject) -> Check:
             *_spoken(subject, layer),
         ),
     )
+
+
+def _at(
+    subject: Subject, reader: str, layer: int, tokens: Mapping[str, int]
+) -> tuple[Float[np.ndarray, " emotion"], dict[str, float]]:
+    """Return each emotion's place at a layer, and the controls' mean places."""
+    other = reader if reader in subject.controls["shuffled"].readers else LDA
+    return _places(subject, subject.vectors, reader, layer, tokens), {
+        "chance": 0.5,
+        "random": _mean(subject, "random", reader, layer, tokens),
+        "shuffled": _mean(subject, "shuffled", other, layer, tokens),
+    }
 
 
 def _first_tokens(subject: Subject) -> Mapping[str, int]:

@@ -33,8 +33,9 @@ def locality(subject: Subject) -> Check:
     kept = [passage for passage in passages if len(passage.spans) == 3]
     method = (
         f"{len(kept)} test scenarios, each answered greedily with up to {TOKENS} "
-        "tokens; correlation over prompts of the reading at the decision token with the mean "
-        "over the answer, averaged over emotions. Interval: bootstrap over emotions. "
+        "tokens; correlation over prompts of the reading at the decision token with "
+        "the mean over the answer, averaged over emotions. Interval: bootstrap over "
+        "emotions. "
         f"{PAPER}"
     )
     if len(kept) < LONG:

@@ -121,6 +121,19 @@ class EmotionVectors:
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def validation(self) -> dict[str, Any] | None:
+        """Return what `emoreg validate` found in this model; None if it was not run.
+
+        Its `emotions` say which may be used, its `layers` where to read.
+        """
+        return self.provenance.get("validation")
+
+    def with_validation(self, summary: dict[str, Any]) -> "EmotionVectors":
+        """Return the same vectors with what a validation found; readings stay."""
+        provenance = {**self.provenance, "validation": summary}
+        return replace(self, provenance=provenance)
+
     def unit_directions(
         self, *, layer: int, reader: str | None = None
     ) -> Float[Tensor, "emotion d_model"]:

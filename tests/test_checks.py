@@ -1,0 +1,384 @@
+"""The battery's checks on made-up activations: planted structure passes, noise misses.
+
+What is planted is a direction per emotion in the pooled activations of the packaged
+stories; the model beside them is tiny and knows nothing.
+"""
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from sklearn.metrics import adjusted_rand_score, roc_auc_score
+from transformers import PreTrainedTokenizerFast
+
+from emoreg.statistics.clusters import adjusted_rand_index
+from emoreg.validation.doses import _rhos
+from emoreg.validation.geometry import leave_one_out, paper_clusters, valence
+from emoreg.validation.held_out import clusters, held_out_stories
+from emoreg.validation.human_text import area, human_comments
+from emoreg.validation.lens import logit_lens
+from emoreg.validation.locality import locality
+from emoreg.validation.norms import read_norms
+from emoreg.validation.ranks import Ranked, named
+from emoreg.validation.scenarios import implicit_scenarios
+from emoreg.validation.stability import split_halves
+from emoreg.validation.steering import steering
+from emoreg.validation.subject import Subject, fitted
+from emoreg.validation.surface import surface, surface_features
+from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS, Corpus
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.pooled import StoryActivations
+
+LAYERS, WIDTH = (1, 2), 32
+SIGNAL = 3.0
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Corpus:
+    return Corpus.packaged()
+
+
+def emotions_of(corpus: Corpus) -> tuple[str, ...]:
+    return corpus.roles().core[:12]
+
+
+def stories_of(
+    corpus: Corpus, emotions: tuple[str, ...], *, signal: float
+) -> StoryActivations:
+    """Noise, and a direction of its own for each emotion."""
+    stories = corpus.stories(emotions, split="all")
+    units = torch.linalg.qr(torch.randn(WIDTH, WIDTH))[0]
+    noise = torch.randn(len(stories), len(LAYERS), WIDTH)
+    own = torch.stack([units[emotions.index(story.emotion)] for story in stories])
+    return StoryActivations(
+        values=noise + signal * own.unsqueeze(1),
+        labels=tuple(story.emotion for story in stories),
+        topics=tuple(story.topic for story in stories),
+        layers=LAYERS,
+    )
+
+
+def subject_of(
+    model: Any,
+    tokenizer: Any,
+    corpus: Corpus,
+    *,
+    signal: float,
+    emotions: tuple[str, ...] = (),
+) -> Subject:
+    stories = stories_of(corpus, emotions or emotions_of(corpus), signal=signal)
+    vectors = fitted(stories.of_topics(EMOTIONS_FIT_TOPICS))
+    made = Subject(
+        model=model, tokenizer=tokenizer, vectors=vectors, corpus=corpus, quiet=True
+    )
+    made.__dict__["stories"] = stories  # where a forward pass would put them
+    return made
+
+
+@pytest.fixture
+def planted(
+    model: Callable[[], Any], tokenizer: PreTrainedTokenizerFast, corpus: Corpus
+) -> Subject:
+    return subject_of(model().eval(), tokenizer, corpus, signal=SIGNAL)
+
+
+@pytest.fixture
+def noise(
+    model: Callable[[], Any], tokenizer: PreTrainedTokenizerFast, corpus: Corpus
+) -> Subject:
+    return subject_of(model().eval(), tokenizer, corpus, signal=0.0)
+
+
+# -- statistics ---------------------------------------------------------------
+
+
+def test_ranks_are_counted_one_by_one() -> None:
+    scores = np.round(np.random.default_rng(0).normal(size=(20, 7)), 1)  # with ties
+    found = Ranked.of(scores, [i % 7 for i in range(20)])
+    for row in range(20):
+        for column in range(7):
+            wanted = int((scores[row] >= scores[row, column]).sum())
+            assert found.ranks[row, column] == wanted
+    part = found.within([1, 4])
+    assert part.ranks.shape == (sum(i % 7 in (1, 4) for i in range(20)), 2)
+
+
+def test_an_emotion_that_ranks_high_everywhere_gains_nothing() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.normal(size=(80, 20))
+    truth = [i % 20 for i in range(80)]
+    scores[:, 3] += 9  # first for every text
+    for row in range(80):
+        if truth[row] == 5:
+            scores[row, 5] += 4  # first, or nearly, for its own
+    held = named(Ranked.of(scores, truth))
+    assert held[5]
+    assert not held[3]
+    assert sum(held.values()) <= 2  # control: noise holds nowhere
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rand_index_is_scikit_learns(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    one = generator.integers(0, 4, 40).tolist()
+    other = [x if generator.random() < 0.6 else 9 for x in one]
+    assert adjusted_rand_index(one, other) == pytest.approx(
+        adjusted_rand_score(one, other)
+    )
+    assert adjusted_rand_index(one, [str(x) for x in one]) == 1.0
+    with pytest.raises(ValueError, match="the same two things or more"):
+        adjusted_rand_index([1], [1])
+
+
+def test_the_area_is_scikit_learns() -> None:
+    generator = np.random.default_rng(0)
+    readings = np.round(generator.normal(size=60), 1)
+    own = ["sad" if i % 3 == 0 else "calm" for i in range(60)]
+    truth = [name == "sad" for name in own]
+    assert area(readings, "sad", own) == pytest.approx(roc_auc_score(truth, readings))
+
+
+def test_leaving_one_out_is_scikit_learns_ridge() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(15, 4)), generator.normal(size=15)
+    z = (x - x.mean(0)) / x.std(0)
+    wanted = []
+    for row in range(15):
+        others = np.arange(15) != row
+        ridge = Ridge(alpha=1.0).fit(z[others], y[others])
+        wanted.append(ridge.predict(z[[row]])[0])
+    np.testing.assert_allclose(leave_one_out(x, y), wanted, rtol=1e-8)
+
+
+# -- stories ------------------------------------------------------------------
+
+
+def test_planted_emotions_are_named_and_noise_is_not(
+    planted: Subject, noise: Subject
+) -> None:
+    found, blind = held_out_stories(planted), held_out_stories(noise)
+    assert found.verdict == "passed"
+    assert all(found.emotions.values())
+    assert found.headline is not None
+    assert set(found.headline.controls) == {"chance", "random", "shuffled", "embedding"}
+    assert found.headline.low <= found.headline.value <= found.headline.high  # type: ignore[operator]
+    assert blind.verdict == "missed"  # control
+    assert sum(blind.emotions.values()) <= 1
+
+
+def test_words_that_give_the_emotion_away_are_no_evidence(planted: Subject) -> None:
+    # As if the words alone named each emotion: the model would add nothing.
+    planted.__dict__["story_embeddings"] = replace(
+        planted.stories, values=planted.stories.values[:, :1], layers=(0,)
+    )
+    assert held_out_stories(planted).verdict == "not evidence"
+
+
+def test_halves_agree_where_there_is_something(
+    planted: Subject, noise: Subject
+) -> None:
+    found, blind = split_halves(planted), split_halves(noise)
+    assert found.verdict == "passed"
+    assert blind.verdict == "missed"  # control
+    assert found.headline is not None
+    assert abs(found.headline.controls["shuffled"]) < 0.2
+    by_size = [f.value for f in found.figures if "stories each" in f.name]
+    assert by_size[0] < by_size[-1]  # more stories, better readers
+
+
+def test_a_vector_made_of_punctuation_is_found_out(
+    planted: Subject, corpus: Corpus
+) -> None:
+    stories = corpus.stories(planted.vectors.emotions, split="all")
+    assert surface(planted).verdict == "passed"
+    marks = torch.tensor(surface_features([s.text for s in stories])["length"])
+    marks = (marks - marks.mean()) / marks.std()
+    values = planted.stories.values.clone()
+    # Emotions of the first half are told at greater length, and nothing else is told.
+    values[:] = torch.randn_like(values)
+    values[:, :, 0] += 20 * marks.unsqueeze(1)
+    planted.__dict__["stories"] = replace(planted.stories, values=values)
+    assert surface(planted).verdict == "missed"
+
+
+def test_surface_features_are_counted() -> None:
+    found = surface_features(['"Go!" I said. He left.', "Nothing here"])
+    assert found["quoted speech"][0] == pytest.approx(3 / 22)
+    assert found["length"] == [5.0, 2.0]
+    assert found["first person"] == [0.2, 0.0]
+    assert found["exclamation marks"][1] == 0.0
+
+
+# -- geometry -----------------------------------------------------------------
+
+
+def norms_file(path: Path, words: tuple[str, ...], ratings: Any) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Word", "Length", "Arousal", "Valence"])
+        for word, rating in zip(words, ratings, strict=True):
+            writer.writerow([word, 3, rating**2, rating])
+    return path
+
+
+def vectors_along(corpus: Corpus, ratings: torch.Tensor) -> EmotionVectors:
+    """Vectors in which one coordinate is the rating and the others are noise."""
+    names = corpus.emotions()[: len(ratings)]
+    directions = 0.3 * torch.randn(1, len(names), WIDTH)
+    directions[:, :, 0] += ratings
+    return EmotionVectors.from_directions(directions, emotions=names, layers=(1,))
+
+
+def test_valence_is_found_where_it_was_planted(
+    noise: Subject, corpus: Corpus, tmp_path: Path
+) -> None:
+    ratings = torch.randn(60)
+    file = norms_file(tmp_path / "norms.csv", corpus.emotions()[:60], ratings.tolist())
+    right = replace(noise, vectors=vectors_along(corpus, ratings))
+    wrong = replace(noise, vectors=vectors_along(corpus, torch.randn(60)))
+    for subject in (right, wrong):  # what needs stories of all of them
+        subject.__dict__["controls"] = {"random": subject.vectors}
+        subject.__dict__["layer_of"] = dict.fromkeys(subject.vectors.readers, 1)
+    found, blind = valence(right, file), valence(wrong, file)
+    assert found.headline is not None
+    assert found.headline.value > 0.65
+    assert found.verdict == "not evidence"  # the control given here is the vectors
+    assert blind.verdict == "missed"
+    assert valence(right, None).verdict == "not run"
+
+
+def test_norms_say_what_they_lack(tmp_path: Path) -> None:
+    path = tmp_path / "n.csv"
+    path.write_text("Word,Arousal,Valence\ncalm (quiet),1,7\nCalm (sea),3,5\nx,,\n")
+    found = read_norms(path, ["calm", "sad"])
+    assert set(found) == {"calm"}
+    assert (found["calm"].valence, found["calm"].arousal) == (6.0, 2.0)
+    path.write_text("Word,Valence\ncalm,7\n")
+    with pytest.raises(ValueError, match="lacks arousal"):
+        read_norms(path, ["calm"])
+    with pytest.raises(ValueError, match="found none"):
+        read_norms(tmp_path / "none.csv", ["calm"])
+
+
+def test_the_papers_clusters_hold_all_of_its_emotions(corpus: Corpus) -> None:
+    assert sorted(clusters()) == sorted(corpus.emotions())
+    assert len(set(clusters().values())) == 10
+
+
+def test_planted_clusters_are_found(noise: Subject, corpus: Corpus) -> None:
+    names = corpus.emotions()
+    homes = sorted(set(clusters().values()))
+    directions = 0.2 * torch.randn(1, len(names), WIDTH)
+    for row, name in enumerate(names):
+        directions[0, row, homes.index(clusters()[name])] += 1.0
+    vectors = EmotionVectors.from_directions(directions, emotions=names, layers=(1,))
+    blank = EmotionVectors.from_directions(
+        torch.randn(1, len(names), WIDTH), emotions=names, layers=(1,)
+    )
+    for which, verdict in ((vectors, "passed"), (blank, "missed")):
+        subject = replace(noise, vectors=which)
+        subject.__dict__["controls"] = {"random": blank}
+        subject.__dict__["layer_of"] = dict.fromkeys(which.readers, 1)
+        assert paper_clusters(subject).verdict == verdict
+
+
+# -- words and prompts --------------------------------------------------------
+
+
+def along_the_head(subject: Subject) -> EmotionVectors:
+    """Directions that speak for each emotion's first letter, nearly alone."""
+    model: Any = subject.model
+    head = model.get_output_embeddings().weight.detach()
+    units = []
+    for emotion in subject.vectors.emotions:
+        token = subject.tokenizer(f" {emotion}")["input_ids"][0]
+        units.append(head[token] - head.mean(0))
+    directions = torch.stack(units).expand(len(LAYERS), -1, -1).clone()
+    names = subject.vectors.emotions
+    return EmotionVectors.from_directions(directions, emotions=names, layers=LAYERS)
+
+
+@pytest.fixture
+def spoken(
+    model: Callable[[], Any], tokenizer: PreTrainedTokenizerFast, corpus: Corpus
+) -> Subject:
+    """A model whose vocabulary has a token for each emotion's word.
+
+    The tiny tokenizer has letters alone, and all words would start with a space.
+    """
+    tokenizer.add_tokens([f" {emotion}" for emotion in emotions_of(corpus)])
+    grown = model().eval()
+    grown.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():
+        grown.get_output_embeddings().weight.normal_(std=0.2)
+    return subject_of(grown, tokenizer, corpus, signal=SIGNAL)
+
+
+def test_vectors_along_the_head_speak_for_their_words(spoken: Subject) -> None:
+    aligned = replace(spoken, vectors=along_the_head(spoken))
+    aligned.__dict__["stories"] = spoken.stories
+    aligned.__dict__["controls"] = spoken.controls
+    aligned.__dict__["layer_of"] = dict.fromkeys(aligned.vectors.readers, LAYERS[0])
+    assert logit_lens(aligned).verdict == "passed"
+    assert logit_lens(spoken).verdict == "missed"  # control: planted in stories alone
+    found = steering(aligned)
+    assert found.headline is not None
+    assert found.headline.value > 0.7
+    assert found.headline.controls["random"] < found.headline.value - 0.15
+    assert steering(spoken).headline.value < 0.75  # type: ignore[union-attr]
+
+
+def test_a_steady_trend_is_one_and_its_reverse_minus_one() -> None:
+    rows = [
+        {"expect": {"calm": "-", "afraid": "+"}, "values": [1, 2, 3, 4]},
+        {"expect": {"afraid": "+"}, "values": [1, 2, 3, 4]},
+    ]
+    directions = torch.eye(4)[:2].unsqueeze(0)
+    vectors = EmotionVectors.from_directions(
+        directions, emotions=("calm", "afraid"), layers=(1,)
+    )
+    doses = torch.arange(4.0)
+    curve = torch.stack([-doses, doses**2, doses * 0, doses * 0], dim=1).unsqueeze(1)
+    reader = vectors.readers[0]
+    assert _rhos(vectors, [curve, curve], rows, reader, 1).tolist() == [1.0, 1.0]
+    assert _rhos(vectors, [-curve, curve], rows, reader, 1).tolist() == [-1.0, 1.0]
+
+
+def test_scenarios_and_answers_of_a_model_that_knows_nothing(planted: Subject) -> None:
+    found = implicit_scenarios(planted)
+    assert found.headline is not None
+    assert found.verdict in ("missed", "not evidence")
+    assert {e for e in found.emotions} <= set(planted.vectors.emotions)
+    few = replace(planted, vectors=planted.vectors.subset(["calm"]))
+    assert implicit_scenarios(few).verdict == "not run"
+    said = locality(planted)
+    assert said.headline is not None
+    assert -1.0 <= said.headline.value <= 1.0
+
+
+def test_comments_are_read_from_the_users_folder(
+    planted: Subject, corpus: Corpus, tmp_path: Path
+) -> None:
+    names = ["sadness", "pride", "gratitude", "love", "nervousness", "fear", "neutral"]
+    (tmp_path / "emotions.txt").write_text("\n".join(names), encoding="utf-8")
+    lines = [f"Comment {i} of a sort.\t{i % 7}\tid{i}" for i in range(70)]
+    lines.append("Two labels.\t1,2\tx")
+    (tmp_path / "test.tsv").write_text("\n".join(lines), encoding="utf-8")
+    assert "2 of the labels have a vector" in human_comments(planted, tmp_path).not_run
+    names_of = ("sad", "proud", "grateful", "loving", "nervous", "afraid")
+    other = subject_of(
+        planted.model, planted.tokenizer, corpus, signal=SIGNAL, emotions=names_of
+    )
+    found = human_comments(other, tmp_path)
+    assert found.headline is not None
+    assert found.headline.count == 70
+    assert found.verdict in ("missed", "not evidence")
+    assert human_comments(planted, None).verdict == "not run"
+    with pytest.raises(ValueError, match=r"must hold emotions\.txt"):
+        human_comments(planted, tmp_path / "none")
