@@ -60,7 +60,11 @@ def moved(result: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.cell(trainer="sft", mode="full and LoRA", launch=DDP)
-@pytest.mark.parametrize("peft", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "peft",
+    [True, pytest.param(False, marks=pytest.mark.matrix)],
+    ids=["lora", "full"],
+)
 def test_two_processes_equal_one(folder: Path, peft: bool) -> None:
     rows = [dict(row) for row in cases.make_rows(16)]
     one = cases.run_job(folder, "one", job(rows, batch=4, peft=peft))

@@ -114,8 +114,10 @@ AT_ONCE = {
     [
         (True, AT_ONCE),
         pytest.param(False, {}, marks=pytest.mark.slow),
-        pytest.param(False, AT_ONCE, marks=pytest.mark.slow),
-        pytest.param(True, {"bf16": True}, marks=pytest.mark.slow),
+        pytest.param(False, AT_ONCE, marks=[pytest.mark.slow, pytest.mark.matrix]),
+        pytest.param(
+            True, {"bf16": True}, marks=[pytest.mark.slow, pytest.mark.matrix]
+        ),
     ],
     ids=["lora in parts, checkpointed", "full", "full in parts", "autocast"],
 )

@@ -501,10 +501,7 @@ FEW = {"max_steps": 50, "per_device_train_batch_size": 2, "learning_rate": 3e-3}
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
-    [
-        pytest.param(k, marks=() if k in ("sft", "dpo", "grpo") else MATRIX)
-        for k in KINDS
-    ],
+    [pytest.param(k, marks=() if k in ("sft", "grpo") else MATRIX) for k in KINDS],
 )
 def test_fifty_steps_are_bitwise_those_without_it(
     model: Model,

@@ -180,7 +180,9 @@ def check_double_is_seen(
 @pytest.mark.slow
 @needs_deepspeed
 @pytest.mark.parametrize(
-    ("stage", "peft", "parts"), [(2, True, 2), (3, False, 1)], ids=["zero2", "zero3"]
+    ("stage", "peft", "parts"),
+    [pytest.param(2, True, 2, marks=pytest.mark.matrix), (3, False, 1)],
+    ids=["zero2", "zero3"],
 )
 def test_zero_in_two_processes_equals_one(
     folder: Path, stage: int, peft: bool, parts: int

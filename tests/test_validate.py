@@ -156,7 +156,8 @@ def test_the_page_says_what_the_figures_say(
     page = validation.save(tmp_path / "out").read_text(encoding="utf-8")
     many = len(validation.emotions)
     assert f"{many - 1} of {many} emotions may be used" in page
-    assert "1 of 3 checks that claim something passed, and 1 say nothing" in page
+    assert "1 of 3 checks that claim something passed. Missed: doses." in page
+    assert "No evidence, since controls pass too: lens." in page
     for verdict in ("passed", "missed", "not evidence", "not run"):
         assert f">{verdict}</span>" in page
     assert "do not use" in page

@@ -21,16 +21,25 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--denoise", type=float, default=0.5, help="Neutral variance removed, [0, 1)."
     )
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="Go on where a run with this --out was cut off.",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
+    from emoreg.residual.store import ActivationStore
     from emoreg.vectors.accuracy import accuracy_lines
     from emoreg.vectors.corpus import Corpus
     from emoreg.vectors.extract import extract
 
     corpus = Corpus(options.corpus) if options.corpus else Corpus.packaged()
     emotions = emotions_of(corpus, options.emotions)
+    parts = ActivationStore(options.out.with_name(f"{options.out.name}.parts"))
+    if not options.resume:
+        parts.clear()
     loaded = load(options)
     extraction = extract(
         loaded.model,
@@ -40,8 +49,10 @@ def run(options: argparse.Namespace) -> None:
         layers=options.layers,
         denoise=options.denoise,
         quiet=options.quiet,
+        store=parts,
     )
     path = extraction.vectors.save(options.out)
+    parts.clear()
     for line in accuracy_lines(extraction.vectors):
         say(line)
     say(f"{len(emotions)} emotions at layers {extraction.vectors.layers}: {path}")

@@ -19,6 +19,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--goemotions", type=Path, help="The GoEmotions folder.")
     command.add_argument("--emobank", type=Path, help="The EmoBank folder.")
+    command.add_argument(
+        "--cache", type=Path, help="Folder for activations; a second run is quicker."
+    )
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", type=Path, required=True)
 
@@ -27,6 +30,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the command."""
     from emoreg.comparison.export import require_writable
     from emoreg.comparison.validate import validate
+    from emoreg.residual.store import ActivationStore
     from emoreg.validation.battery import Sources
     from emoreg.vectors.corpus import Corpus
     from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -45,6 +49,7 @@ def run(options: argparse.Namespace) -> None:
         ),
         seed=options.seed,
         quiet=options.quiet,
+        store=ActivationStore(options.cache) if options.cache else None,
     )
     page = found.save(options.out)
     for check in found.checks:

@@ -19,6 +19,7 @@ from emoreg.comparison.export import (
     write_whole,
 )
 from emoreg.residual.layers import d_model, model_name, num_layers
+from emoreg.residual.store import ActivationStore
 from emoreg.validation.battery import REQUIRED, Sources, battery
 from emoreg.validation.check import Check
 from emoreg.validation.judgement import (
@@ -59,18 +60,22 @@ class Validation:
 
     @property
     def headline(self) -> str:
-        """Return the verdict in one or two sentences."""
+        """Return the verdict in a few sentences, misses by name."""
         counted = [c for c in self.checks if c.threshold is not None and not c.not_run]
-        passed = sum(c.verdict == "passed" for c in counted)
-        blind = sum(c.verdict == "not evidence" for c in counted)
+        passed = self._named("passed")
         said = (
             f"{len(self.usable)} of {len(self.emotions)} emotions may be used in this "
-            f"model; {passed} of {len(counted)} checks that claim something passed"
+            f"model; {len(passed)} of {len(counted)} checks that claim something passed."
         )
-        if blind:
-            said += f", and {blind} say nothing, since control directions pass them too"
+        if missed := self._named("missed"):
+            said += f" Missed: {', '.join(missed)}."
+        if blind := self._named("not evidence"):
+            said += f" No evidence, since controls pass too: {', '.join(blind)}."
         layers = ", ".join(map(str, self.recommended_layers))
-        return f"{said}. Read at layers {layers}." if layers else f"{said}."
+        return f"{said} Read at layers {layers}." if layers else said
+
+    def _named(self, verdict: str) -> list[str]:
+        return [check.name for check in self.checks if check.verdict == verdict]
 
     def summary(self) -> dict[str, Any]:
         """Return what a vectors file carries of it."""
@@ -121,6 +126,7 @@ def validate(
     sources: Sources | None = None,
     seed: int = 0,
     quiet: bool = False,
+    store: ActivationStore | None = None,
 ) -> Validation:
     """Test emotion vectors in the model they are of, each check beside its controls.
 
@@ -133,6 +139,7 @@ def validate(
             not run otherwise, and says so.
         seed: Of resampling, and of what is drawn.
         quiet: No progress bars.
+        store: Where activations are kept, so that a second run reads none again.
 
     Raises:
         ValueError: If the vectors are another model's.
@@ -148,6 +155,7 @@ def validate(
         corpus=corpus,
         seed=seed,
         quiet=quiet,
+        store=store,
     )
     checks = []
     for run in battery(sources or Sources()):

@@ -55,6 +55,7 @@ def read_stream(
     budget: int = 2048,
     description: str = "Reading",
     quiet: bool = False,
+    known: Callable[[Batch], bool] | None = None,
 ) -> None:
     """Run `sequences` through the truncated, head-less stack and hand on each batch.
 
@@ -67,6 +68,8 @@ def read_stream(
             and costs memory; a few thousand suit a CPU.
         description: What the progress bar says.
         quiet: No progress bar.
+        known: Called with each batch before it is run; one for which it returns True
+            is not run.
 
     Raises:
         FloatingPointError: If an activation is NaN or infinite (layer and row said).
@@ -84,6 +87,9 @@ def read_stream(
         # hook that ends the pass.
         with capture(model, wanted) as captured, truncated(model, wanted[-1]), bar:
             for batch in token_batches(sequences, budget=budget, pad_id=0):
+                if known is not None and known(batch):
+                    bar.update(int(batch.attention_mask.sum()))
+                    continue
                 batch = _on(batch, device)
                 inputs = {"input_ids": batch.input_ids}
                 if not bool(batch.attention_mask.all()):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.pooling import Passage, embedding_means, span_means
+from emoreg.residual.store import ActivationStore
 from emoreg.residual.tokens import render
 from emoreg.vectors.accuracy import chosen_layers
 from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS, Corpus
@@ -36,6 +37,8 @@ class Subject:
     corpus: Corpus
     seed: int = 0
     quiet: bool = False
+    store: ActivationStore | None = None
+    """Where activations are kept from one run to the next."""
 
     def means(
         self, passages: Sequence[Passage], *, description: str
@@ -47,6 +50,7 @@ class Subject:
             self.vectors.layers,
             description=description,
             quiet=self.quiet,
+            store=self.store,
         )
 
     def embeddings(self, passages: Sequence[Passage]) -> Float[Tensor, "span d_model"]:
@@ -66,7 +70,12 @@ class Subject:
         stories = self.corpus.stories(self.vectors.emotions, split="all")
         layers = self.vectors.layers
         return pool_stories(
-            self.model, self.tokenizer, stories, layers, quiet=self.quiet
+            self.model,
+            self.tokenizer,
+            stories,
+            layers,
+            quiet=self.quiet,
+            store=self.store,
         )
 
     @cached_property

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.layers import checked_layers, num_layers
 from emoreg.residual.pooling import Passage, span_means
+from emoreg.residual.store import ActivationStore
 from emoreg.vectors.corpus import Story
 
 FIRST_TOKEN = 50
@@ -43,6 +44,7 @@ def pool_stories(
     *,
     budget: int = 2048,
     quiet: bool = False,
+    store: ActivationStore | None = None,
 ) -> StoryActivations:
     """Return each story's mean activation over real tokens from the 50th on."""
     order = checked_layers(layers, num_layers(model))
@@ -53,6 +55,7 @@ def pool_stories(
         budget=budget,
         description="Reading stories",
         quiet=quiet,
+        store=store,
     )
     return StoryActivations(
         values=values,
