@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from emoreg.vectors.emotion_vectors import EmotionVectors, load_tensors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.tensor_files import load_tensors
 
 EMOTIONS = ("calm", "desperate", "at ease", "proud")
 LAYERS = (2, 5, 9)

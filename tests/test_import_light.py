@@ -49,6 +49,8 @@ PUBLIC = {
     "lora_config",
     "measure",
     "presets",
+    "steer",
+    "validate",
     "watch",
 }
 MODULES = {"demo", "presets"}

@@ -65,7 +65,8 @@ class Validation:
         passed = self._named("passed")
         said = (
             f"{len(self.usable)} of {len(self.emotions)} emotions may be used in this "
-            f"model; {len(passed)} of {len(counted)} checks that claim something passed."
+            f"model; {len(passed)} of {len(counted)} checks that claim something "
+            "passed."
         )
         if missed := self._named("missed"):
             said += f" Missed: {', '.join(missed)}."

@@ -59,50 +59,83 @@ def span_means(
         FloatingPointError: If an activation is NaN or infinite (layer and text said).
     """
     order = checked_layers(layers, num_layers(model))
-    first = [0]
-    for passage in passages:
-        first.append(first[-1] + len(passage.spans))
-    values = torch.zeros(first[-1], len(order), d_model(model))
-
-    name = model_hash(model) if store is not None else None
-
-    def key(batch: Batch) -> str:
-        assert store is not None
-        texts = [(passages[row].ids, passages[row].spans) for row in batch.rows]
-        return store.key(name or "", order, texts)
-
-    def known(batch: Batch) -> bool:
-        if store is None or name is None:
-            return False
-        found, places = store.get(key(batch)), _places(batch, first)
-        if found is None:
-            return False
-        for place, part in zip(places, found.split(_sizes(places)), strict=True):
-            values[place] = part
-        return True
+    pool = _Pool(passages, order, d_model(model))
+    kept = None if store is None else _Kept(pool, store, model_hash(model))
 
     def consume(batch: Batch, captured: Captured) -> None:
-        weights, places = _weights(batch, passages), _places(batch, first)
-        for column, layer in enumerate(order):
-            stream = captured[layer].float()
-            pooled = torch.einsum("bsp,bpd->bsd", weights.to(stream.device), stream)
-            for k, row in enumerate(batch.rows):
-                values[places[k], column] = pooled[k, : len(passages[row].spans)].cpu()
-        if store is not None and name is not None:
-            store.put(key(batch), torch.cat([values[place] for place in places]))
+        pool.take(batch, captured)
+        if kept is not None:
+            kept.put(batch)
 
-    sequences = [passage.ids for passage in passages]
     read_stream(
         model,
-        sequences,
+        [passage.ids for passage in passages],
         order,
         consume,
         budget=budget,
         description=description,
         quiet=quiet,
-        known=known,
+        known=None if kept is None else kept.found,
     )
-    return values
+    return pool.values
+
+
+class _Pool:
+    """The means of all spans, filled batch by batch."""
+
+    def __init__(
+        self, passages: Sequence[Passage], layers: tuple[int, ...], width: int
+    ) -> None:
+        self.passages, self.layers = passages, layers
+        self._first = [0]
+        for passage in passages:
+            self._first.append(self._first[-1] + len(passage.spans))
+        self.values: Float[Tensor, "span layer d_model"] = torch.zeros(
+            self._first[-1], len(layers), width
+        )
+
+    def take(self, batch: Batch, captured: Captured) -> None:
+        """Average a batch's stream over the spans of its texts."""
+        weights = _weights(batch, self.passages)
+        for column, layer in enumerate(self.layers):
+            stream = captured[layer].float()
+            pooled = torch.einsum("bsp,bpd->bsd", weights.to(stream.device), stream)
+            for k, place in enumerate(self.places(batch)):
+                rows = place.stop - place.start
+                self.values[place, column] = pooled[k, :rows].cpu()
+
+    def places(self, batch: Batch) -> list[slice]:
+        """Return where the means of each row's spans belong."""
+        return [slice(self._first[row], self._first[row + 1]) for row in batch.rows]
+
+
+class _Kept:
+    """What a store has of a pool; nothing where the model has no hash."""
+
+    def __init__(self, pool: _Pool, store: ActivationStore, name: str | None) -> None:
+        self._pool, self._store, self._name = pool, store, name
+
+    def found(self, batch: Batch) -> bool:
+        """Fill in a batch that was kept; return whether it was."""
+        values = None if self._name is None else self._store.get(self._key(batch))
+        if values is None:
+            return False
+        places = self._pool.places(batch)
+        sizes = [place.stop - place.start for place in places]
+        for place, part in zip(places, values.split(sizes), strict=True):
+            self._pool.values[place] = part
+        return True
+
+    def put(self, batch: Batch) -> None:
+        """Keep a batch that was read."""
+        if self._name is not None:
+            parts = [self._pool.values[place] for place in self._pool.places(batch)]
+            self._store.put(self._key(batch), torch.cat(parts))
+
+    def _key(self, batch: Batch) -> str:
+        chosen = (self._pool.passages[row] for row in batch.rows)
+        texts = [(passage.ids, passage.spans) for passage in chosen]
+        return self._store.key(self._name or "", self._pool.layers, texts)
 
 
 def embedding_means(
@@ -129,12 +162,3 @@ def _weights(
         for s, (start, end) in enumerate(passages[row].spans):
             weights[k, s, start:end] = 1 / (end - start)
     return weights
-
-
-def _places(batch: Batch, first: Sequence[int]) -> list[slice]:
-    """Return where the means of each row's spans belong."""
-    return [slice(first[row], first[row + 1]) for row in batch.rows]
-
-
-def _sizes(places: Sequence[slice]) -> list[int]:
-    return [place.stop - place.start for place in places]

@@ -19,11 +19,10 @@ from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import (
     RANDOM,
     EmotionVectors,
-    load_tensors,
-    save_tensors,
 )
 from emoreg.vectors.extract import neutral_ids
 from emoreg.vectors.reading import TurnReadings, read_conversations
+from emoreg.vectors.tensor_files import load_tensors, save_tensors
 from emoreg.vectors.transcripts import Conversation, Transcript
 from emoreg.vectors.twins import SegmentColumns, average_rounds, pair_twins
 

@@ -3,8 +3,6 @@
 import difflib
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,11 +10,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from emoreg.vectors.direction import Direction
 from emoreg.vectors.random_directions import random_directions
+from emoreg.vectors.tensor_files import load_tensors, save_tensors
 
 FORMAT = "emoreg.vectors/1"
 MEAN_DIFFERENCE, LDA, LOGISTIC = "mean-difference", "lda", "logistic"
@@ -106,6 +104,49 @@ class EmotionVectors:
             scale=torch.ones(unit.shape[:3]),
             offset=torch.zeros(unit.shape[:3]),
         )
+
+    @classmethod
+    def of(cls, *directions: Direction) -> "EmotionVectors":
+        """Wrap directions that were combined: `of(vectors["calm"] - vectors["sad"])`.
+
+        Raises:
+            ValueError: If there is none, they differ in layers, or one is zero.
+        """
+        layers = {direction.layers for direction in directions}
+        if len(layers) != 1:
+            raise ValueError(
+                "there must be a direction or more, all of the same layers, got "
+                f"{len(directions)} of {len(layers)} sets of layers"
+            )
+        return cls.from_directions(
+            torch.stack([direction.values for direction in directions], dim=1),
+            emotions=[direction.name for direction in directions],
+            layers=layers.pop(),
+        )
+
+    def __getitem__(self, emotion: str) -> Direction:
+        """Return one emotion's vector, as long as its mean difference.
+
+        Raises:
+            ValueError: If it has none here.
+        """
+        column = self.emotion_indices([emotion])[0]
+        values = self.directions[0, :, column] * self.raw_norm[:, column].unsqueeze(-1)
+        return Direction(name=emotion, layers=self.layers, values=values)
+
+    def layer_at(self, share: float) -> int:
+        """Return the layer nearest to a share of the model's depth, 0 to 1.
+
+        Raises:
+            ValueError: If the share is outside, or the file does not know the depth.
+        """
+        depth = self.provenance.get("num_layers")
+        if depth is None or not 0 <= share <= 1:
+            raise ValueError(
+                "`share` must be in [0, 1] and the file must know its model's depth, "
+                f"got {share} and {depth}. Name a layer instead"
+            )
+        return min(self.layers, key=lambda layer: abs(layer - share * depth))
 
     @property
     def d_model(self) -> int:
@@ -301,61 +342,3 @@ def _refuse(what: str, here: object, there: object) -> None:
         f"the vectors must belong to the model: their {what} is {here}, the model's "
         f"is {there}. Extract vectors for this model with `emoreg extract`"
     )
-
-
-def save_tensors(
-    tensors: dict[str, Tensor], metadata: dict[str, str], path: str | Path
-) -> Path:
-    """Write a safetensors file beside its place, then rename it into place.
-
-    Raises:
-        ValueError: If the folder can't be written.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode
-    except OSError as error:
-        raise ValueError(
-            f"the folder of {str(path)!r} must be writable: {error.strerror}. Pass "
-            "another output path"
-        ) from error
-    try:
-        save_file(tensors, temporary, metadata)
-        temporary.chmod(mode)  # safetensors lets no one else read what it writes
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def load_tensors(
-    path: str | Path, expected_format: str, command: str
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and metadata of a file of `expected_format`.
-
-    Raises:
-        ValueError: If it is missing, broken or of another kind.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"{str(path)!r} must be a file made by `{command}`; there is none"
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(
-            f"{str(path)!r} must be a whole safetensors file: {error}. Make it again "
-            f"with `{command}`"
-        ) from error
-    if metadata.get("format") != expected_format:
-        raise ValueError(
-            f"{str(path)!r} must have the format {expected_format!r}, found "
-            f"{metadata.get('format')!r}. Make it with `{command}`"
-        )
-    return tensors, metadata
