@@ -27,7 +27,7 @@ EVERYWHERE = {"numpy", "jaxtyping", "tqdm", "emoreg"}
 MAY_IMPORT = {
     "residual": {"torch", "transformers"},
     "statistics": {"scipy"},
-    "vectors": {"torch", "transformers", "safetensors", "huggingface_hub"},
+    "vectors": {"torch", "transformers", "safetensors", "huggingface_hub", "gguf"},
     "validation": {"torch", "transformers", "safetensors", "scipy"},
     "losses": {"torch"},
     "training": {

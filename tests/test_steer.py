@@ -1,19 +1,27 @@
 """Steering: against forwards edited by hand, with a cache and without."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from emoreg.cli import main
 from emoreg.residual.layers import decoder_layers
 from emoreg.residual.steer import addition, steered
+from emoreg.vectors.control_vector_file import (
+    read_control_vector,
+    write_control_vector,
+)
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.extract import neutral_ids
 from emoreg.vectors.steering import (
+    additions,
     at_strength,
     layer_near,
     mean_norms,
@@ -211,3 +219,59 @@ def test_small_things(vectors: EmotionVectors) -> None:
     assert repeated_pairs("a b c d") == 0.0
     assert repeated_pairs("a b a b a b a b") == pytest.approx(5 / 7)
     assert repeated_pairs("") == 0.0
+
+
+# -- control vectors ----------------------------------------------------------
+
+
+def test_a_control_vector_read_back_steers_as_ours_does(
+    model: Callable[[], Any], vectors: EmotionVectors, tmp_path: Path
+) -> None:
+    subject, emotion = model(), vectors.emotions[0]
+    norms = {layer: 7.0 + layer for layer in vectors.layers}
+    ours = additions(vectors, emotion, 0.3, norms=norms)
+    unit = additions(vectors, emotion, 1.0, norms=norms)
+    path = write_control_vector(tmp_path / "v.gguf", unit, model_type="llama")
+    back = {layer: 0.3 * vector for layer, vector in read_control_vector(path).items()}
+    with steered(subject, ours):
+        wanted = states(subject)
+    with steered(subject, back):
+        found = states(subject)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    assert not torch.allclose(found[-1], states(subject)[-1])  # control
+    fields = GGUFReader(path).fields
+    assert fields["general.architecture"].contents() == "controlvector"
+    assert fields["controlvector.layer_count"].contents() == len(norms)
+
+
+def test_what_is_no_control_vector_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="none of them 0"):
+        write_control_vector(tmp_path / "v.gguf", {0: torch.ones(4)})
+    (tmp_path / "v.gguf").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="must be a GGUF control vector"):
+        read_control_vector(tmp_path / "v.gguf")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="must be writable"):
+        write_control_vector(tmp_path / "file" / "v.gguf", {1: torch.ones(4)})
+
+
+def test_the_command_prints_and_exports(
+    model: Callable[[], Any],
+    tokenizer: PreTrainedTokenizerFast,
+    vectors: EmotionVectors,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    path, emotion = vectors.save(tmp_path / "v.safetensors"), vectors.emotions[0]
+    command = ["steer", "--model", str(tmp_path / "model"), "--vectors", str(path)]
+    command += ["--emotion", emotion, "--prompt", "Go on.", "--max-new-tokens", "4"]
+    export = ["--export", str(tmp_path / "out.gguf")]
+    assert main([*command, "--strength", "0.5", *export]) == 0
+    said = capsys.readouterr().out
+    assert f"--- {emotion} +0, greedy" in said
+    assert f"--- {emotion} +0.5, sampled" in said
+    assert read_control_vector(tmp_path / "out.gguf")
+    assert main([*command[:6], "nonesuch", *command[7:], "--strength", "1"]) == 2

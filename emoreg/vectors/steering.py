@@ -101,6 +101,27 @@ def steer(
     return tuple(found)
 
 
+def additions(
+    vectors: EmotionVectors,
+    emotion: str,
+    strength: float,
+    *,
+    norms: Mapping[int, float],
+    reader: str | None = None,
+) -> dict[int, Float[Tensor, " d_model"]]:
+    """Return what is added at each layer of `norms`, which share the strength."""
+    if reader is None and MEAN_DIFFERENCE in vectors.readers:
+        reader = MEAN_DIFFERENCE
+    return {
+        layer: addition(
+            vectors.direction(emotion, layer=layer, reader=reader),
+            strength=strength / len(norms),
+            norm=norm,
+        )
+        for layer, norm in norms.items()
+    }
+
+
 def at_strength(
     model: nn.Module,
     vectors: EmotionVectors,
@@ -120,19 +141,8 @@ def at_strength(
         norms: Per layer that is steered, its mean norm, as `mean_norms` returns it.
         reader: Which directions; the mean differences when None and there are any.
     """
-    if reader is None and MEAN_DIFFERENCE in vectors.readers:
-        reader = MEAN_DIFFERENCE
-    return steered(
-        model,
-        {
-            layer: addition(
-                vectors.direction(emotion, layer=layer, reader=reader),
-                strength=strength / len(norms),
-                norm=norm,
-            )
-            for layer, norm in norms.items()
-        },
-    )
+    moved = additions(vectors, emotion, strength, norms=norms, reader=reader)
+    return steered(model, moved)
 
 
 def layer_near(vectors: EmotionVectors, depth: int, *, share: float = DEPTH) -> int:
