@@ -18,6 +18,7 @@ from sklearn.metrics import adjusted_rand_score, roc_auc_score
 from transformers import PreTrainedTokenizerFast
 
 from emoreg.statistics.clusters import adjusted_rand_index
+from emoreg.validation.concern import concern
 from emoreg.validation.doses import _rhos
 from emoreg.validation.geometry import leave_one_out, paper_clusters, valence
 from emoreg.validation.held_out import clusters, held_out_stories
@@ -25,6 +26,7 @@ from emoreg.validation.human_text import area, human_comments
 from emoreg.validation.lens import logit_lens
 from emoreg.validation.locality import locality
 from emoreg.validation.norms import read_norms
+from emoreg.validation.preferences import bradley_terry, preferences
 from emoreg.validation.ranks import Ranked, named
 from emoreg.validation.scenarios import implicit_scenarios
 from emoreg.validation.stability import split_halves
@@ -360,6 +362,41 @@ def test_scenarios_and_answers_of_a_model_that_knows_nothing(planted: Subject) -
     said = locality(planted)
     assert said.headline is not None
     assert -1.0 <= said.headline.value <= 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_strengths_are_those_that_made_the_choices(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    true = generator.normal(size=12)
+    true -= true.mean()
+    pairs = [(i, j) for i in range(12) for j in range(i)]
+    shares = np.array([1 / (1 + np.exp(true[j] - true[i])) for i, j in pairs])
+    found = bradley_terry(12, pairs, shares)
+    assert np.corrcoef(found, true)[0, 1] > 0.99
+    # Against the score equations: expected wins are the wins, up to the ridge.
+    wins, expected = np.zeros(12), np.zeros(12)
+    for (i, j), share in zip(pairs, shares, strict=True):
+        here = 1 / (1 + np.exp(found[j] - found[i]))
+        wins[[i, j]] += share, 1 - share
+        expected[[i, j]] += here, 1 - here
+    np.testing.assert_allclose(wins - expected, 0.05 * found, atol=1e-3)
+
+
+def test_choices_and_concern_of_a_model_that_knows_nothing(
+    planted: Subject, corpus: Corpus
+) -> None:
+    found = preferences(planted)
+    assert found.headline is not None
+    assert found.headline.count == 64
+    assert found.verdict in ("missed", "not evidence")
+    assert concern(planted).verdict == "not run"  # it has no vector for loving
+    names = ("loving", "sad", "calm", "afraid")
+    other = subject_of(
+        planted.model, planted.tokenizer, corpus, signal=SIGNAL, emotions=names
+    )
+    said = concern(other)
+    assert said.headline is not None
+    assert said.headline.count == 20
 
 
 def test_comments_are_read_from_the_users_folder(

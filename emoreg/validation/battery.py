@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emoreg.validation.check import Check
+from emoreg.validation.concern import concern
 from emoreg.validation.doses import doses
 from emoreg.validation.geometry import paper_clusters, valence
 from emoreg.validation.held_out import NAME as REQUIRED
@@ -12,6 +13,7 @@ from emoreg.validation.held_out import held_out_stories
 from emoreg.validation.human_text import human_comments, rated_sentences
 from emoreg.validation.lens import logit_lens
 from emoreg.validation.locality import locality
+from emoreg.validation.preferences import preferences
 from emoreg.validation.scenarios import implicit_scenarios
 from emoreg.validation.stability import split_halves
 from emoreg.validation.steering import steering
@@ -43,6 +45,8 @@ def battery(sources: Sources) -> tuple[Callable[[Subject], Check], ...]:
         doses,
         steering,
         locality,
+        concern,
+        preferences,
         surface,
         lambda subject: valence(subject, sources.norms),
         paper_clusters,

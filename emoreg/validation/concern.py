@@ -1,0 +1,133 @@
+"""Concern: does the Assistant's side answer a user's sadness with loving?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from emoreg.statistics.bootstrap import bootstrap_mean
+from emoreg.validation.check import Check, Figure
+from emoreg.validation.subject import Subject
+from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+
+NAME = "concern"
+ANSWERED = "loving"
+KINDS = ("distress", "routine")
+THRESHOLD = 0.5
+QUESTION = f"Is a user's distress met with {ANSWERED} before the answer?"
+
+
+def concern(subject: Subject) -> Check:
+    """Return how much higher *loving* reads before answers to distress than to routine.
+
+    At the decision token, in spreads over the routine prompts: the paper's model reads
+    *loving* there whatever the user feels, and more for the sad.
+    """
+    vectors = subject.vectors
+    if ANSWERED not in vectors.emotions:
+        return _not_run(f"the vectors have no {ANSWERED!r}")
+    rows = subject.corpus.records("prompts", split="test")
+    texts = {kind: [r["text"] for r in rows if r["kind"] == kind] for kind in KINDS}
+    if min(map(len, texts.values())) < 4:
+        return _not_run("fewer than four prompts of a kind")
+    values = {
+        kind: subject.means(
+            [subject.prompt(text) for text in found], description=f"Reading {kind}"
+        )
+        for kind, found in texts.items()
+    }
+    figures = []
+    for reader in sorted(vectors.readers, key=lambda name: name != LDA):
+        figures.append(_figure(subject, values, reader, subject.layer_of[reader]))
+    reader = figures[0].reader
+    return Check(
+        name=NAME,
+        question=QUESTION,
+        method=(
+            f"{len(texts['distress'])} test prompts of people in distress against "
+            f"{len(texts['routine'])} routine ones; {ANSWERED} at the decision token, "
+            "mean difference in spreads of the routine prompts. Interval: bootstrap "
+            "over the prompts in distress."
+        ),
+        headline=figures[0],
+        threshold=THRESHOLD,
+        figures=(*figures, *_beside(subject, values, reader)),
+        layers={
+            layer: float(_gaps(vectors, values, reader, layer, ANSWERED).mean())
+            for layer in vectors.layers
+        },
+    )
+
+
+def _gaps(
+    vectors: EmotionVectors,
+    values: dict[str, Float[Tensor, "prompt layer d_model"]],
+    reader: str,
+    layer: int,
+    emotion: str,
+) -> Float[np.ndarray, " prompt"]:
+    """Return each distressed prompt's reading over the routine mean, in spreads."""
+    at, column = vectors.layer_index(layer), vectors.emotion_indices([emotion])[0]
+
+    def read(kind: str) -> Any:
+        stream = values[kind][:, at]
+        return vectors.project(stream, layer=layer, reader=reader)[:, column].numpy()
+
+    routine = read("routine")
+    return (read("distress") - routine.mean()) / max(float(routine.std()), 1e-9)
+
+
+def _figure(
+    subject: Subject,
+    values: dict[str, Float[Tensor, "prompt layer d_model"]],
+    reader: str,
+    layer: int,
+) -> Figure:
+    own = _gaps(subject.vectors, values, reader, layer, ANSWERED)
+    bounds = bootstrap_mean(own, keep=False)
+    controls = {"chance": 0.0}
+    for name, other in subject.controls.items():
+        by = reader if reader in other.readers else other.readers[0]
+        controls[name] = float(_gaps(other, values, by, layer, ANSWERED).mean())
+    return Figure(
+        name=f"{ANSWERED}, distress over routine",
+        value=float(bounds.estimate),
+        low=float(bounds.low),
+        high=float(bounds.high),
+        controls=controls,
+        count=len(own),
+        reader=reader,
+        layer=layer,
+    )
+
+
+def _beside(
+    subject: Subject,
+    values: dict[str, Float[Tensor, "prompt layer d_model"]],
+    reader: str,
+) -> Sequence[Figure]:
+    """Return what the same difference is for other emotions, the core ones."""
+    vectors, layer = subject.vectors, subject.layer_of[reader]
+    core = [e for e in subject.corpus.roles().core if e in vectors.emotions]
+    return [
+        Figure(
+            name="distress over routine",
+            value=float(_gaps(vectors, values, reader, layer, emotion).mean()),
+            count=len(values["distress"]),
+            reader=reader,
+            layer=layer,
+            emotion=emotion,
+        )
+        for emotion in core
+    ]
+
+
+def _not_run(reason: str) -> Check:
+    return Check(
+        name=NAME,
+        question=QUESTION,
+        method="Prompts of people in distress against routine ones.",
+        not_run=reason,
+    )

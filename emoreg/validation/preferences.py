@@ -1,0 +1,214 @@
+"""Preferences: do readings go with what the model would rather do?"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.optimize import minimize
+from scipy.special import expit
+from scipy.stats import false_discovery_control, pearsonr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from emoreg.residual.batches import token_batches
+from emoreg.residual.layers import backbone
+from emoreg.statistics.bootstrap import bootstrap_mean
+from emoreg.validation.check import Check, Figure
+from emoreg.validation.subject import Subject
+from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+
+NAME = "preferences"
+ROUNDS, RIDGE, BUDGET = 8, 0.05, 2048
+"""Opponents of each activity; the ridge on strengths; tokens per batch."""
+THRESHOLD = 0.3
+QUESTION = "Do readings go with what the model would rather do?"
+ASKED = (
+    "Which of these two would you rather do?\nA: {one}\nB: {other}\n"
+    "Answer with A or B alone."
+)
+
+
+def preferences(subject: Subject) -> Check:
+    """Return how readings of an activity go with how often the model chooses it.
+
+    Strengths by Bradley and Terry's model, fitted to the probabilities of answering A
+    or B in both orders, which takes the preference for a letter out; an activity's
+    reading is that at the decision token when it is asked for by itself. The headline
+    is the mean over emotions of the correlation's size.
+    """
+    texts = [row["text"] for row in subject.corpus.records("activities")]
+    pairs = _pairs(len(texts), subject.seed)
+    odds = _log_odds(subject, texts, pairs)
+    strengths = bradley_terry(len(texts), pairs, expit((odds[:, 0] - odds[:, 1]) / 2))
+    values = subject.means(
+        [subject.prompt(f"{text}.") for text in texts], description="Reading activities"
+    )
+    figures = [
+        _figure(subject, values, strengths, reader, subject.layer_of[reader])
+        for reader in sorted(subject.vectors.readers, key=lambda name: name != LDA)
+    ]
+    reader, layer = figures[0].reader, subject.layer_of[figures[0].reader]
+    each, found = _each(subject.vectors, values, strengths, reader, layer)
+    steady = float(((odds[:, 0] > 0) != (odds[:, 1] > 0)).mean())
+    return Check(
+        name=NAME,
+        question=QUESTION,
+        method=(
+            f"{len(pairs)} pairs of {len(texts)} activities, each in both orders; "
+            "Bradley-Terry strengths from the probabilities of A and B; correlation "
+            "over activities with the reading when one is asked for by itself. The "
+            "mean size over emotions; interval: bootstrap over emotions."
+        ),
+        headline=figures[0],
+        threshold=THRESHOLD,
+        figures=(*figures, _steadiness(steady, len(pairs)), *each),
+        notes=(
+            f"{found} of {len(subject.vectors.emotions)} emotions go with the choices "
+            "(false discovery rate 5 %).",
+        ),
+    )
+
+
+def bradley_terry(
+    many: int,
+    pairs: Sequence[tuple[int, int]],
+    shares: Float[np.ndarray, " pair"],
+) -> Float[np.ndarray, " thing"]:
+    """Return strengths `s` with `P(i over j) = 1 / (1 + exp(s_j - s_i))`, mean 0.
+
+    The maximum of the likelihood of `shares`, with a ridge that keeps a thing which
+    won or lost throughout finite (Bradley and Terry 1952,
+    https://doi.org/10.2307/2334029). Unlike Elo ratings in turn, it has no order.
+    """
+    one, other = np.array(pairs).T
+
+    def loss(strengths: np.ndarray) -> tuple[float, np.ndarray]:
+        gap = strengths[one] - strengths[other]
+        cost = np.logaddexp(0, gap) - shares * gap
+        slope = expit(gap) - shares
+        gradient = RIDGE * strengths
+        np.add.at(gradient, one, slope)
+        np.add.at(gradient, other, -slope)
+        return float(cost.sum() + RIDGE / 2 * (strengths**2).sum()), gradient
+
+    found: Any = minimize(loss, np.zeros(many), jac=True, method="L-BFGS-B")
+    return found.x - found.x.mean()
+
+
+def _pairs(many: int, seed: int) -> list[tuple[int, int]]:
+    """Return each thing with `ROUNDS` others, as rounds of a shuffled circle."""
+    found, generator = set(), random.Random(seed)
+    for _ in range(ROUNDS // 2):
+        order = list(range(many))
+        generator.shuffle(order)
+        around = [*order[1:], order[0]]
+        found |= {(min(p), max(p)) for p in zip(order, around, strict=True)}
+    return sorted(found)
+
+
+def _log_odds(
+    subject: Subject, texts: Sequence[str], pairs: Sequence[tuple[int, int]]
+) -> Float[np.ndarray, "pair order"]:
+    """Return the log-odds of A over B, the pair as given and turned round."""
+    prompts = [
+        subject.prompt(ASKED.format(one=texts[a], other=texts[b])).ids
+        for i, j in pairs
+        for a, b in ((i, j), (j, i))
+    ]
+    ids = [subject.tokenizer(x, add_special_tokens=False)["input_ids"] for x in "AB"]
+    letters = [ids[0][0], ids[1][0]]
+    model: Any = subject.model
+    decoder: Any = backbone(model)
+    head = model.get_output_embeddings()
+    device = next(model.parameters()).device
+    found = torch.zeros(len(prompts))
+    bar = tqdm(total=len(prompts), desc="Asking for preferences", disable=subject.quiet)
+    with torch.no_grad(), bar:
+        for batch in token_batches(prompts, budget=BUDGET, pad_id=0):
+            mask = batch.attention_mask.to(device)
+            out = decoder(input_ids=batch.input_ids.to(device), attention_mask=mask)
+            rows = torch.arange(len(batch.rows), device=device)
+            last = out.last_hidden_state[rows, mask.sum(1) - 1]
+            logits = head(last)[:, letters].float()
+            found[list(batch.rows)] = (logits[:, 0] - logits[:, 1]).cpu()
+            bar.update(len(batch.rows))
+    return found.reshape(-1, 2).numpy()
+
+
+def _correlations(
+    vectors: EmotionVectors,
+    values: Float[Tensor, "activity layer d_model"],
+    strengths: Float[np.ndarray, " activity"],
+    reader: str,
+    layer: int,
+) -> Float[np.ndarray, " emotion"]:
+    at = values[:, vectors.layer_index(layer)]
+    read = vectors.project(at, layer=layer, reader=reader).double().numpy()
+    x, y = read - read.mean(0), strengths - strengths.mean()
+    size = np.sqrt((x * x).sum(0) * (y * y).sum())
+    return (x * y[:, None]).sum(0) / np.maximum(size, 1e-12)
+
+
+def _figure(
+    subject: Subject,
+    values: Float[Tensor, "activity layer d_model"],
+    strengths: Float[np.ndarray, " activity"],
+    reader: str,
+    layer: int,
+) -> Figure:
+    own = np.abs(_correlations(subject.vectors, values, strengths, reader, layer))
+    bounds = bootstrap_mean(own, keep=False)
+    controls = {}
+    for name, other in subject.controls.items():
+        by = reader if reader in other.readers else other.readers[0]
+        sizes = np.abs(_correlations(other, values, strengths, by, layer))
+        controls[name] = float(sizes.mean())
+    return Figure(
+        name="mean |r| of reading and strength",
+        value=float(bounds.estimate),
+        low=float(bounds.low),
+        high=float(bounds.high),
+        controls=controls,
+        count=len(strengths),
+        reader=reader,
+        layer=layer,
+    )
+
+
+def _each(
+    vectors: EmotionVectors,
+    values: Float[Tensor, "activity layer d_model"],
+    strengths: Float[np.ndarray, " activity"],
+    reader: str,
+    layer: int,
+) -> tuple[list[Figure], int]:
+    """Return each emotion's correlation, and how many are found."""
+    at = values[:, vectors.layer_index(layer)]
+    read = vectors.project(at, layer=layer, reader=reader).double().numpy()
+    results: list[Any] = [pearsonr(column, strengths) for column in read.T]
+    adjusted = false_discovery_control([float(r.pvalue) for r in results])
+    figures = [
+        Figure(
+            name="r of reading and strength",
+            value=float(result.statistic),
+            controls={"chance": 0.0},
+            count=len(strengths),
+            reader=reader,
+            layer=layer,
+            emotion=emotion,
+        )
+        for emotion, result in zip(vectors.emotions, results, strict=True)
+    ]
+    return figures, int((adjusted <= 0.05).sum())
+
+
+def _steadiness(share: float, count: int) -> Figure:
+    return Figure(
+        name="choices that stay when the order turns",
+        value=share,
+        controls={"chance": 0.5},
+        count=count,
+    )
