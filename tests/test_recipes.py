@@ -87,17 +87,21 @@ def test_a_recipe_writes_an_adapter_that_peft_loads(
     trainer = recipe.main(*recipe.parse(arguments))
     assert len(cases.logged(trainer, "emotion/")) == 2
     assert bool(cases.logged(trainer, "emotion_loss/")) == (terms == "decouple")
-    fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    # A recipe loads what the CPU multiplies fastest: bfloat16 where it has instructions.
+    weights = trainer.model.named_parameters()
+    dtype = next(p.dtype for name, p in weights if "lora" not in name)
+    fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=dtype)
     ids = torch.tensor([tokenizer("job 3, and the reply to it")["input_ids"]])
     with torch.no_grad():
-        untrained = fresh(ids).logits
+        untrained = fresh(ids).logits.float()
         loaded: Any = PeftModel.from_pretrained(fresh, str(tmp_path / "out"))
-        tuned = loaded.eval()(ids).logits
+        tuned = loaded.eval()(ids).logits.float()
         trained = trainer.model.eval()(ids).logits.float()
-    assert torch.allclose(tuned, trained, atol=1e-4)
+    near = 1e-4 if dtype == torch.float32 else 0.05
+    assert torch.allclose(tuned, trained, atol=near)
     # An untrained model passes no test: rewards alike, and nothing but terms to learn.
     still = name == "grpo" and terms == "none"
-    assert torch.allclose(tuned, untrained, atol=1e-4) == still
+    assert torch.allclose(tuned, untrained, atol=near) == still
 
 
 def test_tests_are_run_and_reported_in_a_form_that_is_read() -> None:
