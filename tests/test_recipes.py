@@ -87,7 +87,7 @@ def test_a_recipe_writes_an_adapter_that_peft_loads(
     trainer = recipe.main(*recipe.parse(arguments))
     assert len(cases.logged(trainer, "emotion/")) == 2
     assert bool(cases.logged(trainer, "emotion_loss/")) == (terms == "decouple")
-    # A recipe loads what the CPU multiplies fastest: bfloat16 where it has instructions.
+    # A recipe loads what the CPU multiplies fastest: bfloat16 where it can.
     weights = trainer.model.named_parameters()
     dtype = next(p.dtype for name, p in weights if "lora" not in name)
     fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=dtype)

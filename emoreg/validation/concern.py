@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from emoreg.statistics.bootstrap import bootstrap_mean
 from emoreg.validation.check import Check, Figure
+from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
 
@@ -86,21 +86,11 @@ def _figure(
     layer: int,
 ) -> Figure:
     own = _gaps(subject.vectors, values, reader, layer, ANSWERED)
-    bounds = bootstrap_mean(own, keep=False)
     controls = {"chance": 0.0}
-    for name, other in subject.controls.items():
-        by = reader if reader in other.readers else other.readers[0]
+    for name, other, by in subject.controls_for(reader):
         controls[name] = float(_gaps(other, values, by, layer, ANSWERED).mean())
-    return Figure(
-        name=f"{ANSWERED}, distress over routine",
-        value=float(bounds.estimate),
-        low=float(bounds.low),
-        high=float(bounds.high),
-        controls=controls,
-        count=len(own),
-        reader=reader,
-        layer=layer,
-    )
+    name = f"{ANSWERED}, distress over routine"
+    return mean_figure(name, own, controls=controls, reader=reader, layer=layer)
 
 
 def _beside(
@@ -111,17 +101,14 @@ def _beside(
     """Return what the same difference is for other emotions, the core ones."""
     vectors, layer = subject.vectors, subject.layer_of[reader]
     core = [e for e in subject.corpus.roles().core if e in vectors.emotions]
-    return [
-        Figure(
-            name="distress over routine",
-            value=float(_gaps(vectors, values, reader, layer, emotion).mean()),
-            count=len(values["distress"]),
-            reader=reader,
-            layer=layer,
-            emotion=emotion,
-        )
-        for emotion in core
-    ]
+    found = {e: float(_gaps(vectors, values, reader, layer, e).mean()) for e in core}
+    return emotion_figures(
+        "distress over routine",
+        found,
+        reader=reader,
+        layer=layer,
+        counts=len(values["distress"]),
+    )
 
 
 def _not_run(reason: str) -> Check:

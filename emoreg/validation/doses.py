@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import false_discovery_control, page_trend_test, spearmanr
 
-from emoreg.statistics.bootstrap import bootstrap_mean
 from emoreg.validation.check import Check, Curves, Figure
+from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
 
@@ -52,7 +52,12 @@ def doses(subject: Subject) -> Check:
             key: float(np.mean(_rhos(own, curves, rows, by or name, i)))
             for key, (own, by) in controls.items()
         }
-        figures.append(_figure(subject.vectors, curves, rows, name, i, beside))
+        rhos = _rhos(subject.vectors, curves, rows, name, i)
+        figures.append(
+            mean_figure(
+                "rho", rhos, controls={"chance": 0.0, **beside}, reader=name, layer=i
+            )
+        )
     emotions, each = _per_emotion(subject.vectors, curves, rows, reader, layer)
     return Check(
         name=NAME,
@@ -121,27 +126,6 @@ def _rho(curve: Float[np.ndarray, " dose"]) -> float:
     return float(found.statistic)
 
 
-def _figure(
-    vectors: EmotionVectors,
-    curves: Sequence[Any],
-    rows: Sequence[Mapping[str, Any]],
-    reader: str,
-    layer: int,
-    controls: Mapping[str, float],
-) -> Figure:
-    bounds = bootstrap_mean(_rhos(vectors, curves, rows, reader, layer), keep=False)
-    return Figure(
-        name="rho",
-        value=float(bounds.estimate),
-        low=float(bounds.low),
-        high=float(bounds.high),
-        controls={"chance": 0.0, **controls},
-        count=len(rows),
-        reader=reader,
-        layer=layer,
-    )
-
-
 def _per_emotion(
     vectors: EmotionVectors,
     curves: Sequence[Any],
@@ -161,18 +145,17 @@ def _per_emotion(
     chances = [page_trend_test(table).pvalue for table in tables.values()]
     adjusted = false_discovery_control(np.array(chances)) if chances else []
     verdicts = {e: bool(p <= 0.05) for e, p in zip(tables, adjusted, strict=True)}
-    figures = [
-        Figure(
-            name="rho",
-            value=float(np.mean([_rho(curve) for curve in found])),
-            controls={"chance": 0.0},
-            count=len(found),
-            reader=reader,
-            layer=layer,
-            emotion=emotion,
-        )
-        for emotion, found in known.items()
-    ]
+    figures = emotion_figures(
+        "rho",
+        {
+            e: float(np.mean([_rho(curve) for curve in found]))
+            for e, found in known.items()
+        },
+        reader=reader,
+        layer=layer,
+        chance=0.0,
+        counts={e: len(found) for e, found in known.items()},
+    )
     return verdicts, figures
 
 

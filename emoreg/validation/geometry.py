@@ -11,6 +11,7 @@ from scipy.stats import pearsonr
 
 from emoreg.statistics.clusters import adjusted_rand_index
 from emoreg.validation.check import Check, Curves, Figure, Matrix
+from emoreg.validation.figures import layer_curves
 from emoreg.validation.held_out import clusters
 from emoreg.validation.norms import Norm, read_norms
 from emoreg.validation.subject import Subject
@@ -121,8 +122,7 @@ def _of_readers(
     for reader in readers:
         layer = subject.layer_of[reader]
         controls = {"chance": 0.0}
-        for key, other in subject.controls.items():
-            by = reader if reader in other.readers else other.readers[0]
+        for key, other, by in subject.controls_for(reader):
             controls[key] = measure(other, by, layer)
         figures.append(
             Figure(
@@ -228,11 +228,6 @@ def _between_layers(vectors: EmotionVectors, reader: str) -> Matrix:
 def _by_layer(
     title: str, y_title: str, values: Mapping[str, Mapping[int, float]]
 ) -> Curves:
-    layers = next(iter(values.values()))
-    return Curves(
-        title=f"{title}, by layer",
-        x_title="layer",
-        y_title=y_title,
-        x=tuple(float(layer) for layer in layers),
-        series={reader: tuple(found.values()) for reader, found in values.items()},
-    )
+    layers = tuple(next(iter(values.values())))
+    series = {reader: tuple(found.values()) for reader, found in values.items()}
+    return layer_curves(f"{title}, by layer", y_title, layers, series)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from emoreg.validation.check import Check, Curves, Figure, Matrix
+from emoreg.validation.figures import emotion_figures, layer_curves
 from emoreg.validation.ranks import Ranked, named, rank_figures
 from emoreg.validation.subject import Subject
 from emoreg.vectors.corpus import EMOTIONS_TEST_TOPICS
@@ -111,35 +112,27 @@ def _controls(
 def _per_emotion(
     found: Ranked, vectors: EmotionVectors, reader: str, layer: int
 ) -> list[Figure]:
-    own, many = found.own, len(vectors.emotions)
-    return [
-        Figure(
-            name="mean rank",
-            value=float(own[found.truth == column].mean()),
-            controls={"chance": (many + 1) / 2},
-            count=int((found.truth == column).sum()),
-            reader=reader,
-            layer=layer,
-            emotion=emotion,
-            lower_is_better=True,
-        )
-        for column, emotion in enumerate(vectors.emotions)
-        if (found.truth == column).any()
-    ]
+    rows = {e: found.truth == column for column, e in enumerate(vectors.emotions)}
+    return emotion_figures(
+        "mean rank",
+        {e: float(found.own[own].mean()) for e, own in rows.items() if own.any()},
+        reader=reader,
+        layer=layer,
+        chance=(len(vectors.emotions) + 1) / 2,
+        counts={e: int(own.sum()) for e, own in rows.items()},
+        lower_is_better=True,
+    )
 
 
 def _by_layer(
     ranked: Mapping[tuple[str, int], Ranked], vectors: EmotionVectors
 ) -> Curves:
-    return Curves(
-        title="Top-1 accuracy by layer",
-        x_title="layer",
-        y_title="share of held-out stories",
-        x=tuple(float(layer) for layer in vectors.layers),
-        series={
-            name: tuple(
-                float((ranked[name, layer].own == 1).mean()) for layer in vectors.layers
-            )
+    return layer_curves(
+        "Top-1 accuracy by layer",
+        "share of held-out stories",
+        vectors.layers,
+        {
+            name: [(ranked[name, i].own == 1).mean() for i in vectors.layers]
             for name in vectors.readers
         },
     )

@@ -3,6 +3,7 @@
 import csv
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ from scipy.stats import mannwhitneyu, pearsonr
 from torch import Tensor
 
 from emoreg.residual.pooling import Passage
-from emoreg.statistics.bootstrap import bootstrap_mean
 from emoreg.validation.check import Check, Figure
+from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
 
-COMMENTS, RATED = "human comments", "rated sentences"
 THRESHOLD, FEWEST = 0.7, 5
 PER_LABEL, OTHERS, SENTENCES, ENOUGH = 60, 300, 500, 20
 EMOTION_OF = {
@@ -45,61 +45,89 @@ EMOTION_OF = {
 https://arxiv.org/abs/2005.00547) is taken for; its other labels have none."""
 
 
-def human_comments(subject: Subject, folder: Path | None) -> Check:
-    """Return how well readings tell comments labelled with an emotion from others.
+NO_FOLDER = "no folder was given; pass `--{} FOLDER`"
 
-    The area under the ROC curve of each emotion's reading, its comments against all
-    others of the sample: 1/2 by chance. Test split; mean over a comment's tokens but
-    the first.
-    """
-    question = "Do readers fitted on stories carry over to what people write?"
-    method = (
+COMMENTS = Check(
+    name="human comments",
+    question="Do readers fitted on stories carry over to what people write?",
+    method=(
         f"GoEmotions, test split, comments of one label: at most {PER_LABEL} for each "
         f"mapped label and {OTHERS} others, drawn with the seed; mean over tokens; "
         "area under the ROC curve of the label's emotion against all other comments. "
         "Interval: bootstrap over labels. Labels of fewer than "
         f"{ENOUGH} comments judge no emotion."
-    )
+    ),
+)
+RATED = Check(
+    name="rated sentences",
+    question="Do the vectors' main components follow the mood of human sentences?",
+    method=(
+        f"EmoBank, test split, {SENTENCES} sentences drawn with the seed; readings "
+        "projected on the vectors' first four principal components; correlation with "
+        "the mean ratings."
+    ),
+)
+
+
+def human_comments(subject: Subject, folder: Path | None) -> Check:
+    """Return how well readings tell comments labelled with an emotion from others.
+
+    The area under the ROC curve of each emotion's reading, its comments against all
+    others of the sample: 1/2 by chance. Mean over a comment's tokens but the first.
+    """
     if folder is None:
-        reason = "no folder was given; pass `--goemotions FOLDER`"
-        return Check(name=COMMENTS, question=question, method=method, not_run=reason)
+        return replace(COMMENTS, not_run=NO_FOLDER.format("goemotions"))
     rows = _comments(folder, subject)
     labels = sorted({label for _, label in rows if label in subject.vectors.emotions})
     if len(labels) < FEWEST:
         reason = f"{len(labels)} of the labels have a vector, {FEWEST} are needed"
-        return Check(name=COMMENTS, question=question, method=method, not_run=reason)
+        return replace(COMMENTS, not_run=reason)
     passages = [_spoken(subject, text) for text, _ in rows]
     values = subject.means(passages, description="Reading comments")
     words = subject.embeddings(passages)
     own = [label for _, label in rows]
-    figures: list[Figure] = []
-    each: Mapping[str, float] = {}
-    by_layer: dict[int, float] = {}
-    for reader in sorted(subject.vectors.readers, key=lambda name: name != LDA):
+    readers = sorted(subject.vectors.readers, key=lambda name: name != LDA)
+    figures = []
+    for reader in readers:
         layer = subject.layer_of[reader]
         found = _areas(subject.vectors, values, own, labels, reader, layer)
-        if not figures:
-            each, first = found, (reader, layer)
-            by_layer = {
-                i: _mean(_areas(subject.vectors, values, own, labels, reader, i))
-                for i in subject.vectors.layers
-            }
         controls = _controls(subject, values, words, own, labels, reader, layer)
-        figures.append(_figure(found, controls, len(rows), reader, layer))
-    reader, layer = first
-    return Check(
-        name=COMMENTS,
-        question=question,
-        method=method,
+        figures.append(
+            mean_figure(
+                "mean area under the ROC curve",
+                np.array(list(found.values())),
+                controls=controls,
+                reader=reader,
+                layer=layer,
+                count=len(rows),
+            )
+        )
+    reader, layer = readers[0], subject.layer_of[readers[0]]
+    each = _areas(subject.vectors, values, own, labels, reader, layer)
+    return replace(
+        COMMENTS,
         headline=figures[0],
         threshold=THRESHOLD,
-        figures=(*figures, *_each(each, own, reader, layer)),
+        figures=(
+            *figures,
+            *emotion_figures(
+                "area under the ROC curve",
+                each,
+                reader=reader,
+                layer=layer,
+                chance=0.5,
+                counts={label: own.count(label) for label in each},
+            ),
+        ),
         emotions={
             emotion: area >= THRESHOLD
             for emotion, area in each.items()
             if own.count(emotion) >= ENOUGH
         },
-        layers=by_layer,
+        layers={
+            i: _mean(_areas(subject.vectors, values, own, labels, reader, i))
+            for i in subject.vectors.layers
+        },
     )
 
 
@@ -108,15 +136,8 @@ def rated_sentences(subject: Subject, folder: Path | None) -> Check:
 
     Nothing is claimed: the correlations are printed as they are.
     """
-    question = "Do the vectors' main components follow the mood of human sentences?"
-    method = (
-        f"EmoBank, test split, {SENTENCES} sentences drawn with the seed; readings "
-        "projected on the vectors' first four principal components; correlation with "
-        "the mean ratings."
-    )
     if folder is None:
-        reason = "no folder was given; pass `--emobank FOLDER`"
-        return Check(name=RATED, question=question, method=method, not_run=reason)
+        return replace(RATED, not_run=NO_FOLDER.format("emobank"))
     rows = _sentences(folder, subject.seed)
     passages = [_spoken(subject, row["text"]) for row in rows]
     values = subject.means(passages, description="Reading rated sentences")
@@ -141,29 +162,7 @@ def rated_sentences(subject: Subject, folder: Path | None) -> Check:
                         layer=layer,
                     )
                 )
-    return Check(
-        name=RATED,
-        question=question,
-        method=method,
-        figures=tuple(figures),
-    )
-
-
-def _each(
-    areas: Mapping[str, float], own: Sequence[str], reader: str, layer: int
-) -> list[Figure]:
-    return [
-        Figure(
-            name="area under the ROC curve",
-            value=area,
-            controls={"chance": 0.5},
-            count=own.count(emotion),
-            reader=reader,
-            layer=layer,
-            emotion=emotion,
-        )
-        for emotion, area in areas.items()
-    ]
+    return replace(RATED, figures=tuple(figures))
 
 
 def _comments(folder: Path, subject: Subject) -> list[tuple[str, str]]:
@@ -262,23 +261,3 @@ def _controls(
 
 def _mean(areas: Mapping[str, float]) -> float:
     return float(np.mean(list(areas.values())))
-
-
-def _figure(
-    areas: Mapping[str, float],
-    controls: Mapping[str, float],
-    count: int,
-    reader: str,
-    layer: int,
-) -> Figure:
-    bounds = bootstrap_mean(np.array(list(areas.values())), keep=False)
-    return Figure(
-        name="mean area under the ROC curve",
-        value=float(bounds.estimate),
-        low=float(bounds.low),
-        high=float(bounds.high),
-        controls=controls,
-        count=count,
-        reader=reader,
-        layer=layer,
-    )

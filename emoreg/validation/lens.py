@@ -1,20 +1,34 @@
 """The logit lens: does a vector speak for its own emotion's word?"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from emoreg.statistics.bootstrap import bootstrap_mean
-from emoreg.validation.check import Check, Curves, Figure
+from emoreg.validation.check import Check
+from emoreg.validation.figures import emotion_figures, layer_curves, mean_figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
 from emoreg.vectors.top_tokens import direct_logits, top_tokens
 
-NAME = "logit lens"
+NAME, PLACE = "logit lens", "place of the own word"
 THRESHOLD = 0.9
 SHOWN, FEWEST = 12, 4
+
+
+BLANK = Check(
+    name=NAME,
+    question="Does a vector make its own emotion's word likelier than others'?",
+    method=(
+        "The emotion vector through the final norm and the head alone; the place of "
+        "the word's first token among those of all emotions, 1 for the highest. Words "
+        "that share a first token are left out. Read at the deepest layer of the file, "
+        "nearest to the head. An emotion holds at the threshold, which one random "
+        "direction in ten reaches."
+    ),
+)
 
 
 def logit_lens(subject: Subject) -> Check:
@@ -30,44 +44,43 @@ def logit_lens(subject: Subject) -> Check:
         MEAN_DIFFERENCE if MEAN_DIFFERENCE in vectors.readers else vectors.readers[0]
     )
     tokens = _first_tokens(subject)
-    question = "Does a vector make its own emotion's word likelier than others'?"
     if len(tokens) < FEWEST:
-        return Check(
-            name=NAME,
-            question=question,
-            method="The direction through the final norm and the head alone.",
-            not_run=f"{len(tokens)} emotions' words have a first token of their own, "
-            f"{FEWEST} are needed",
-        )
+        said = f"{len(tokens)} emotions' words have a first token of their own"
+        return replace(BLANK, not_run=f"{said}, {FEWEST} are needed")
     by_layer = {i: _at(subject, reader, i, tokens) for i in vectors.layers}
     layer = vectors.layers[-1]  # nearest to the head, where the lens is truest
     order = [layer, *(i for i in vectors.layers if i != layer)]
-    figures = [_figure(by_layer[i], reader, i) for i in order]
+    figures = [
+        mean_figure(
+            PLACE, by_layer[i][0], controls=by_layer[i][1], reader=reader, layer=i
+        )
+        for i in order
+    ]
     own = by_layer[layer][0]
-    return Check(
-        name=NAME,
-        question=question,
-        method=(
-            f"The {reader} direction through the final norm and the head alone; the "
-            "place of the word's first token among those of all emotions, 1 for the "
-            "highest. Words that share a first token are left out. Read at the deepest "
-            "layer of the file, nearest to the head. An emotion holds at the "
-            "threshold, which one random direction in ten reaches."
-        ),
+    return replace(
+        BLANK,
         headline=figures[0],
         threshold=THRESHOLD,
-        figures=(*figures, *_each(own, tokens, reader, layer)),
+        figures=(
+            *figures,
+            *emotion_figures(
+                PLACE,
+                dict(zip(tokens, own.tolist(), strict=True)),
+                reader=reader,
+                layer=layer,
+                chance=0.5,
+            ),
+        ),
         emotions={e: bool(x >= THRESHOLD) for e, x in zip(tokens, own, strict=True)},
         layers={i: float(by_layer[i][0].mean()) for i in vectors.layers},
         pictures=(
-            Curves(
-                title="Place of the own word by layer",
-                x_title="layer",
-                y_title="mean place, 1 is highest",
-                x=tuple(float(i) for i in vectors.layers),
-                series={
-                    reader: tuple(float(by_layer[i][0].mean()) for i in vectors.layers),
-                    "random": tuple(by_layer[i][1]["random"] for i in vectors.layers),
+            layer_curves(
+                "Place of the own word by layer",
+                "mean place, 1 is highest",
+                vectors.layers,
+                {
+                    reader: [by_layer[i][0].mean() for i in vectors.layers],
+                    "random": [by_layer[i][1]["random"] for i in vectors.layers],
                 },
             ),
         ),
@@ -125,45 +138,6 @@ def _mean(
 ) -> float:
     vectors = subject.controls[control]
     return float(_places(subject, vectors, reader, layer, tokens).mean())
-
-
-def _figure(
-    found: tuple[Float[np.ndarray, " emotion"], Mapping[str, float]],
-    reader: str,
-    layer: int,
-) -> Figure:
-    own, controls = found
-    bounds = bootstrap_mean(own, keep=False)
-    return Figure(
-        name="place of the own word",
-        value=float(bounds.estimate),
-        low=float(bounds.low),
-        high=float(bounds.high),
-        controls=controls,
-        count=len(own),
-        reader=reader,
-        layer=layer,
-    )
-
-
-def _each(
-    own: Float[np.ndarray, " emotion"],
-    tokens: Mapping[str, int],
-    reader: str,
-    layer: int,
-) -> list[Figure]:
-    return [
-        Figure(
-            name="place of the own word",
-            value=float(place),
-            controls={"chance": 0.5},
-            count=1,
-            reader=reader,
-            layer=layer,
-            emotion=emotion,
-        )
-        for emotion, place in zip(tokens, own, strict=True)
-    ]
 
 
 def _spoken(subject: Subject, layer: int) -> Sequence[str]:

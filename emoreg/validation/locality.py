@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emoreg.residual.pooling import Passage
-from emoreg.statistics.bootstrap import bootstrap_mean
 from emoreg.validation.check import Check, Figure
+from emoreg.validation.figures import mean_figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
 
@@ -135,19 +135,16 @@ def _figures(
         ("r of the user's last token and decision token", 0, 1),
     ):
         own = _together(subject.vectors, places, reader, layer, one, other)
-        bounds = bootstrap_mean(own, keep=False)
         control = subject.controls["random"]
         beside = _together(control, places, reader, layer, one, other)
         found.append(
-            Figure(
-                name=name,
-                value=float(bounds.estimate),
-                low=float(bounds.low),
-                high=float(bounds.high),
+            mean_figure(
+                name,
+                own,
                 controls={"chance": 0.0, "random": float(beside.mean())},
-                count=len(places),
                 reader=reader,
                 layer=layer,
+                count=len(places),
             )
         )
     return found

@@ -9,14 +9,15 @@ import torch
 from jaxtyping import Float
 from scipy.optimize import minimize
 from scipy.special import expit
-from scipy.stats import false_discovery_control, pearsonr
+from scipy.stats import false_discovery_control
+from scipy.stats import t as student
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from emoreg.residual.batches import token_batches
 from emoreg.residual.layers import backbone
-from emoreg.statistics.bootstrap import bootstrap_mean
 from emoreg.validation.check import Check, Figure
+from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
 
@@ -160,21 +161,17 @@ def _figure(
     layer: int,
 ) -> Figure:
     own = np.abs(_correlations(subject.vectors, values, strengths, reader, layer))
-    bounds = bootstrap_mean(own, keep=False)
-    controls = {}
-    for name, other in subject.controls.items():
-        by = reader if reader in other.readers else other.readers[0]
-        sizes = np.abs(_correlations(other, values, strengths, by, layer))
-        controls[name] = float(sizes.mean())
-    return Figure(
-        name="mean |r| of reading and strength",
-        value=float(bounds.estimate),
-        low=float(bounds.low),
-        high=float(bounds.high),
+    controls = {
+        name: float(np.abs(_correlations(other, values, strengths, by, layer)).mean())
+        for name, other, by in subject.controls_for(reader)
+    }
+    return mean_figure(
+        "mean |r| of reading and strength",
+        own,
         controls=controls,
-        count=len(strengths),
         reader=reader,
         layer=layer,
+        count=len(strengths),
     )
 
 
@@ -186,22 +183,19 @@ def _each(
     layer: int,
 ) -> tuple[list[Figure], int]:
     """Return each emotion's correlation, and how many are found."""
-    at = values[:, vectors.layer_index(layer)]
-    read = vectors.project(at, layer=layer, reader=reader).double().numpy()
-    results: list[Any] = [pearsonr(column, strengths) for column in read.T]
-    adjusted = false_discovery_control([float(r.pvalue) for r in results])
-    figures = [
-        Figure(
-            name="r of reading and strength",
-            value=float(result.statistic),
-            controls={"chance": 0.0},
-            count=len(strengths),
-            reader=reader,
-            layer=layer,
-            emotion=emotion,
-        )
-        for emotion, result in zip(vectors.emotions, results, strict=True)
-    ]
+    found = _correlations(vectors, values, strengths, reader, layer)
+    # Student's t of each correlation, two-sided.
+    freedom = len(strengths) - 2
+    t = found * np.sqrt(freedom / np.maximum(1 - found**2, 1e-12))
+    adjusted = false_discovery_control(2 * student.sf(np.abs(t), freedom))
+    figures = emotion_figures(
+        "r of reading and strength",
+        dict(zip(vectors.emotions, found.tolist(), strict=True)),
+        reader=reader,
+        layer=layer,
+        chance=0.0,
+        counts=len(strengths),
+    )
     return figures, int((adjusted <= 0.05).sum())
 
 

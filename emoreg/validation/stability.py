@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emoreg.statistics.bootstrap import bootstrap_mean
-from emoreg.validation.check import Check, Curves, Figure
+from emoreg.validation.check import Check, Figure
+from emoreg.validation.figures import emotion_figures, layer_curves, mean_figure
 from emoreg.validation.held_out import ranks
 from emoreg.validation.subject import Subject, fitted
 from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS, EMOTIONS_TEST_TOPICS
 from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
 from emoreg.vectors.pooled import StoryActivations
 
-NAME = "split halves"
+NAME, HALVES = "split halves", "cosine of halves"
 THRESHOLD = 0.3
 SPLITS = 6
 """Splits of the eight fitting topics into halves, spread over the 35 there are."""
@@ -25,6 +25,18 @@ HOLDS = 0.2
 """The cosine of halves above which an emotion holds: random directions of 576
 dimensions stay within 0.08 in 95 of 100 cases."""
 TOP = 3
+
+
+BLANK = Check(
+    name=NAME,
+    question="Would other stories have given the same vectors?",
+    method=(
+        "Mean differences from two halves of topics "
+        f"{', '.join(EMOTIONS_FIT_TOPICS)}, mean cosine over {SPLITS} splits. Half of "
+        "the stories made each, so the vectors of all of them agree better. Interval: "
+        f"bootstrap over emotions. An emotion holds above {HOLDS}."
+    ),
+)
 
 
 def split_halves(subject: Subject) -> Check:
@@ -39,18 +51,20 @@ def split_halves(subject: Subject) -> Check:
     layer = subject.layer_of.get(MEAN_DIFFERENCE, fit.layers[len(fit.layers) // 2])
     order = [layer, *(i for i in fit.layers if i != layer)]
     at = {i: fit.layers.index(i) for i in fit.layers}
-    figures = [_figure(cosines[at[i]], float(shuffled[at[i]].mean()), i) for i in order]
+    figures = [
+        mean_figure(
+            HALVES,
+            cosines[at[i]],
+            controls={"chance": 0.0, "shuffled": float(shuffled[at[i]].mean())},
+            reader=MEAN_DIFFERENCE,
+            layer=i,
+        )
+        for i in order
+    ]
     own = cosines[at[layer]]
     names = _names(fit)
-    return Check(
-        name=NAME,
-        question="Would other stories have given the same vectors?",
-        method=(
-            "Mean differences from two halves of topics "
-            f"{', '.join(EMOTIONS_FIT_TOPICS)}, mean cosine over {SPLITS} splits. Half "
-            "of the stories made each, so the vectors of all of them agree better. "
-            f"Interval: bootstrap over emotions. An emotion holds above {HOLDS}."
-        ),
+    return replace(
+        BLANK,
         headline=figures[0],
         threshold=THRESHOLD,
         figures=(
@@ -58,31 +72,23 @@ def split_halves(subject: Subject) -> Check:
             *_sizes(subject, fit),
             *_denoising(subject),
             *_coordinates(subject.vectors),
-            *[
-                Figure(
-                    name="cosine of halves",
-                    value=float(cosine),
-                    controls={"chance": 0.0},
-                    count=SPLITS,
-                    reader=MEAN_DIFFERENCE,
-                    layer=layer,
-                    emotion=emotion,
-                )
-                for emotion, cosine in zip(names, own, strict=True)
-            ],
+            *emotion_figures(
+                HALVES,
+                dict(zip(names, own.tolist(), strict=True)),
+                reader=MEAN_DIFFERENCE,
+                layer=layer,
+                chance=0.0,
+                counts=SPLITS,
+            ),
         ),
         emotions={e: bool(c > HOLDS) for e, c in zip(names, own, strict=True)},
         layers={i: float(cosines[at[i]].mean()) for i in fit.layers},
         pictures=(
-            Curves(
-                title="Cosine of halves by layer",
-                x_title="layer",
-                y_title="mean cosine",
-                x=tuple(float(i) for i in fit.layers),
-                series={
-                    "stories": tuple(float(x) for x in cosines.mean(1)),
-                    "shuffled names": tuple(float(x) for x in shuffled.mean(1)),
-                },
+            layer_curves(
+                "Cosine of halves by layer",
+                "mean cosine",
+                fit.layers,
+                {"stories": cosines.mean(1), "shuffled names": shuffled.mean(1)},
             ),
         ),
         notes=_neutral_components(subject.vectors),
@@ -127,20 +133,6 @@ def _with_shuffled_names(stories: StoryActivations, seed: int) -> StoryActivatio
         rows = np.flatnonzero(topics == topic)
         labels[rows] = labels[generator.permutation(rows)]
     return replace(stories, labels=tuple(labels))
-
-
-def _figure(own: Float[np.ndarray, " emotion"], shuffled: float, layer: int) -> Figure:
-    bounds = bootstrap_mean(own, keep=False)
-    return Figure(
-        name="cosine of halves",
-        value=float(bounds.estimate),
-        low=float(bounds.low),
-        high=float(bounds.high),
-        controls={"chance": 0.0, "shuffled": shuffled},
-        count=len(own),
-        reader=MEAN_DIFFERENCE,
-        layer=layer,
-    )
 
 
 def _sizes(subject: Subject, fit: StoryActivations) -> list[Figure]:

@@ -1,6 +1,7 @@
 """Steering: does adding a vector make its emotion's word likelier?"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emoreg.residual.layers import num_layers
-from emoreg.statistics.bootstrap import bootstrap_mean
 from emoreg.validation.check import Check, Curves, Figure
+from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.emotion_vectors import (
     LDA,
@@ -20,13 +21,26 @@ from emoreg.vectors.emotion_vectors import (
 )
 from emoreg.vectors.steering import at_strength, layer_near, mean_norms
 
-NAME = "steering"
+NAME, PLACE = "steering", "place of the own word's gain"
 THRESHOLD = 0.8
 OPENINGS = ("I feel", "He feels", "She feels", "Right now I am")
 STRENGTHS = (-0.1, -0.05, 0.05, 0.1)
 JUDGED = 0.1
 MOST = 24
 """Emotions that are steered at most: the core ones, else the first of the file."""
+
+
+BLANK = Check(
+    name=NAME,
+    question="Does adding a vector make its own emotion's word likelier?",
+    method=(
+        f"After {', '.join(map(repr, OPENINGS))}, steered at two thirds of depth with "
+        f"{JUDGED} of the mean residual-stream norm: the change of the own word's "
+        "log-probability, its place among the changes of all words, 1 for the largest. "
+        "Interval: bootstrap over emotions. An emotion holds if its word gains more "
+        "than the mean of the others at each positive strength, and more at the larger."
+    ),
+)
 
 
 def steering(subject: Subject) -> Check:
@@ -41,7 +55,8 @@ def steering(subject: Subject) -> Check:
     tokens = _first_tokens(subject, emotions)
     emotions = [emotion for emotion in emotions if emotion in tokens]
     if len(emotions) < 4:
-        return _not_run(f"{len(emotions)} emotions have a first token of their own")
+        said = f"{len(emotions)} emotions have a first token of their own"
+        return replace(BLANK, not_run=said)
     depth = num_layers(subject.model)
     layer = layer_near(vectors, depth)
     norms = mean_norms(subject.model, subject.tokenizer, subject.corpus, (layer,))
@@ -59,24 +74,31 @@ def steering(subject: Subject) -> Check:
         "shuffled": float(_places(shifts["shuffled"][JUDGED]).mean()),
     }
     figures = [
-        _figure(_places(shifts[reader][JUDGED]), beside, reader, layer)
+        mean_figure(
+            PLACE,
+            _places(shifts[reader][JUDGED]),
+            controls=beside,
+            reader=reader,
+            layer=layer,
+        )
         for reader in readers
     ]
     own = _places(shifts[readers[0]][JUDGED])
-    return Check(
-        name=NAME,
-        question="Does adding a vector make its own emotion's word likelier?",
-        method=(
-            f"After {', '.join(map(repr, OPENINGS))}, steered at layer {layer} with "
-            f"{JUDGED} of the mean residual-stream norm: the change of the own word's "
-            "log-probability, its place among the changes of all words, 1 for the "
-            "largest. Interval: bootstrap over emotions. An emotion holds if its word "
-            "gains more than the mean of the others at each positive strength, and "
-            "more at the larger."
-        ),
+    return replace(
+        BLANK,
         headline=figures[0],
         threshold=THRESHOLD,
-        figures=(*figures, *_each(own, emotions, readers[0], layer)),
+        figures=(
+            *figures,
+            *emotion_figures(
+                PLACE,
+                dict(zip(emotions, own.tolist(), strict=True)),
+                reader=readers[0],
+                layer=layer,
+                chance=0.5,
+                counts=len(OPENINGS),
+            ),
+        ),
         emotions=_held(shifts[readers[0]], emotions),
         pictures=(_curves(shifts, readers),),
         notes=(_best(figures),),
@@ -156,45 +178,6 @@ def _held(
     return {e: bool(h) for e, h in zip(emotions, holds, strict=True)}
 
 
-def _figure(
-    own: Float[np.ndarray, " steered"],
-    controls: Mapping[str, float],
-    reader: str,
-    layer: int,
-) -> Figure:
-    bounds = bootstrap_mean(own, keep=False)
-    return Figure(
-        name="place of the own word's gain",
-        value=float(bounds.estimate),
-        low=float(bounds.low),
-        high=float(bounds.high),
-        controls=controls,
-        count=len(own),
-        reader=reader,
-        layer=layer,
-    )
-
-
-def _each(
-    own: Float[np.ndarray, " steered"],
-    emotions: Sequence[str],
-    reader: str,
-    layer: int,
-) -> list[Figure]:
-    return [
-        Figure(
-            name="place of the own word's gain",
-            value=float(place),
-            controls={"chance": 0.5},
-            count=len(OPENINGS),
-            reader=reader,
-            layer=layer,
-            emotion=emotion,
-        )
-        for emotion, place in zip(emotions, own, strict=True)
-    ]
-
-
 def _curves(
     shifts: Mapping[str, Mapping[float, Float[np.ndarray, "steered word"]]],
     readers: Sequence[str],
@@ -220,12 +203,3 @@ def _curves(
 def _best(figures: Sequence[Figure]) -> str:
     best = max(figures, key=lambda figure: figure.value)
     return f"Of the readers, {best.reader} directions steer best by this figure."
-
-
-def _not_run(reason: str) -> Check:
-    return Check(
-        name=NAME,
-        question="Does adding a vector make its own emotion's word likelier?",
-        method="The change of words' log-probabilities under steering.",
-        not_run=reason,
-    )

@@ -1,7 +1,7 @@
 """Whose vectors are tested: the model, its texts, and directions that mean nothing."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -103,6 +103,14 @@ class Subject:
         `embedded`, reads the words alone.
         """
         return {"random": self._random(), "shuffled": self._shuffled()}
+
+    def controls_for(self, reader: str) -> Iterator[tuple[str, EmotionVectors, str]]:
+        """Yield each control's name, its vectors and which of their readers to use.
+
+        That is `reader` where they have it, else their first.
+        """
+        for name, vectors in self.controls.items():
+            yield name, vectors, reader if reader in vectors.readers else LDA
 
     @cached_property
     def embedded(self) -> EmotionVectors:
