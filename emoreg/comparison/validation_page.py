@@ -132,8 +132,10 @@ def matrix_chart(matrix: Matrix) -> Chart:
     tall = len(matrix.rows)
     layout = base_layout(height=min(900, max(150, 13 * tall + 110)), left=110)
     layout["margin"] |= {"b": 90, "r": 50}
-    layout["xaxis"] |= {"type": "category", "showgrid": False, "tickangle": -60}
-    layout["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
+    # The names may be long: the figure makes room for them.
+    names = {"type": "category", "showgrid": False, "automargin": True}
+    layout["xaxis"] |= names | {"tickangle": -60}
+    layout["yaxis"] |= names | {"autorange": "reversed"}
     return {"data": [trace], "layout": layout}
 
 
