@@ -1,6 +1,8 @@
 """Activations on disk: what is read back is what a new run gives, bit for bit."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +16,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
 from emoreg.residual import batches
-from emoreg.residual.pooling import Passage, span_means
+from emoreg.residual.pooling import Passage, read_share, span_means
+from emoreg.residual.processes import Share
 from emoreg.residual.steer import steered
 from emoreg.residual.store import ActivationStore, model_hash
 from emoreg.vectors.corpus import Corpus
@@ -202,3 +205,62 @@ def test_the_command_goes_on_after_a_kill(
     assert one.hash == other.hash
     assert one.provenance == other.provenance
     assert not parts.exists()
+
+
+# -- several processes --------------------------------------------------------
+
+
+def test_shares_together_are_the_whole(
+    model: Callable[[], Any], tmp_path: Path, passes: list[int]
+) -> None:
+    texts, store = passages(), ActivationStore(tmp_path)
+    whole = means(model(), texts, None)
+    many = len(passes)
+    counts = []
+    for process in range(3):
+        passes.clear()
+        share = Share(process=process, processes=3)
+        how: dict[str, Any] = {"store": store, "share": share, "budget": 64}
+        read_share(model(), texts, LAYERS, **how, quiet=True)
+        counts.append(len(passes))
+    assert sum(counts) == many
+    assert max(counts) - min(counts) <= 1
+    passes.clear()
+    assert torch.equal(means(model(), texts, store), whole)
+    assert passes == []
+
+
+@pytest.mark.slow
+def test_two_processes_extract_what_one_does(
+    model: Callable[[], Any], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Really two, as a user launches them, on one folder."""
+    folder = tmp_path / "model"
+    model().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    command = ["-m", "emoreg.cli", "extract", "--model", str(folder), "--quiet"]
+    command += ["--layers", "0", "2", "--emotions", *EMOTIONS]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--master_port", str(free_port())]
+    for name, how in (("one", []), ("two", launch)):
+        out = ["--out", str(tmp_path / f"{name}.safetensors")]
+        done = subprocess.run(
+            [sys.executable, *how, *command, *out],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.stdout.count("emotions at layers") == 1
+    one, two = (
+        EmotionVectors.load(tmp_path / f"{n}.safetensors") for n in ("one", "two")
+    )
+    assert one.hash == two.hash
+    assert one.provenance == two.provenance
+    assert not (tmp_path / "two.safetensors.parts").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("", 0))
+        return opened.getsockname()[1]

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from emoreg.commands.shared import emotions_of, load, model_option, say
 
@@ -30,17 +31,40 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
+    from emoreg.residual.processes import launched
+
+    with launched() as share:
+        _extract(options, share)
+
+
+def _extract(options: argparse.Namespace, share: Any) -> None:
+    from emoreg.residual.layers import LayerPlan, num_layers
     from emoreg.residual.store import ActivationStore
     from emoreg.vectors.accuracy import accuracy_lines
     from emoreg.vectors.corpus import Corpus
     from emoreg.vectors.extract import extract
+    from emoreg.vectors.pooled import share_stories
 
     corpus = Corpus(options.corpus) if options.corpus else Corpus.packaged()
     emotions = emotions_of(corpus, options.emotions)
     parts = ActivationStore(options.out.with_name(f"{options.out.name}.parts"))
-    if not options.resume:
+    if not options.resume and share.first:
         parts.clear()
+    share.wait()
     loaded = load(options)
+    if share.processes > 1:
+        depth = num_layers(loaded.model)
+        share_stories(
+            loaded.model,
+            loaded.tokenizer,
+            corpus.stories(emotions, split="all"),
+            options.layers or LayerPlan.for_depth(depth).monitor,
+            store=parts,
+            share=share,
+            quiet=options.quiet or not share.first,
+        )
+        if not share.first:
+            return
     extraction = extract(
         loaded.model,
         loaded.tokenizer,

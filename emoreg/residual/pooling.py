@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured
 from emoreg.residual.layers import backbone, checked_layers, d_model, num_layers
+from emoreg.residual.processes import Share
 from emoreg.residual.store import ActivationStore, model_hash
 
 
@@ -78,6 +79,57 @@ def span_means(
         known=None if kept is None else kept.found,
     )
     return pool.values
+
+
+def read_share(
+    model: nn.Module,
+    passages: Sequence[Passage],
+    layers: Sequence[int],
+    *,
+    store: ActivationStore,
+    share: Share,
+    budget: int = 2048,
+    description: str = "Reading texts",
+    quiet: bool = False,
+) -> None:
+    """Read this process's share of what `span_means` would read, into a store.
+
+    Every process goes through the same batches and runs its own. With all shares in
+    the store, `span_means` reads nothing and returns what one process would, bit for
+    bit.
+
+    Raises:
+        RuntimeError: If the model has no hash, so that nothing can be kept.
+    """
+    order = checked_layers(layers, num_layers(model))
+    pool = _Pool(passages, order, d_model(model))
+    name = model_hash(model)
+    if name is None:
+        raise RuntimeError(
+            "the model must have no hooks to be read by several processes; a hook "
+            "watches or changes its decoder. Remove it, or use one process"
+        )
+    kept, number = _Kept(pool, store, name), 0
+
+    def known(batch: Batch) -> bool:
+        nonlocal number
+        number += 1
+        return not share.owns(number - 1) or kept.found(batch)
+
+    def consume(batch: Batch, captured: Captured) -> None:
+        pool.take(batch, captured)
+        kept.put(batch)
+
+    read_stream(
+        model,
+        [passage.ids for passage in passages],
+        order,
+        consume,
+        budget=budget,
+        description=description,
+        quiet=quiet,
+        known=known,
+    )
 
 
 class _Pool:

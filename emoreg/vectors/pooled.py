@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.layers import checked_layers, num_layers
-from emoreg.residual.pooling import Passage, span_means
+from emoreg.residual.pooling import Passage, read_share, span_means
+from emoreg.residual.processes import Share
 from emoreg.residual.store import ActivationStore
 from emoreg.vectors.corpus import Story
 
@@ -63,6 +64,31 @@ def pool_stories(
         topics=tuple(story.topic for story in stories),
         layers=order,
     )
+
+
+def share_stories(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    stories: Sequence[Story],
+    layers: Sequence[int],
+    *,
+    store: ActivationStore,
+    share: Share,
+    budget: int = 2048,
+    quiet: bool = False,
+) -> None:
+    """Read this process's share of the stories into a store; wait for the others."""
+    read_share(
+        model,
+        [story_passage(tokenizer, story) for story in stories],
+        layers,
+        store=store,
+        share=share,
+        budget=budget,
+        description="Reading stories",
+        quiet=quiet,
+    )
+    share.wait()
 
 
 def story_passage(tokenizer: PreTrainedTokenizerBase, story: Story) -> Passage:
