@@ -1,7 +1,8 @@
 """Mean activations over spans of tokens: one row for each span."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -59,25 +60,11 @@ def span_means(
     Raises:
         FloatingPointError: If an activation is NaN or infinite (layer and text said).
     """
-    order = checked_layers(layers, num_layers(model))
-    pool = _Pool(passages, order, d_model(model))
+    pool = _Pool(passages, checked_layers(layers, num_layers(model)), d_model(model))
     kept = None if store is None else _Kept(pool, store, model_hash(model))
-
-    def consume(batch: Batch, captured: Captured) -> None:
-        pool.take(batch, captured)
-        if kept is not None:
-            kept.put(batch)
-
-    read_stream(
-        model,
-        [passage.ids for passage in passages],
-        order,
-        consume,
-        budget=budget,
-        description=description,
-        quiet=quiet,
-        known=None if kept is None else kept.found,
-    )
+    known = None if kept is None else kept.found
+    how: Any = {"budget": budget, "description": description, "quiet": quiet}
+    _read(model, pool, kept, known, **how)
     return pool.values
 
 
@@ -101,35 +88,38 @@ def read_share(
     Raises:
         RuntimeError: If the model has no hash, so that nothing can be kept.
     """
-    order = checked_layers(layers, num_layers(model))
-    pool = _Pool(passages, order, d_model(model))
+    pool = _Pool(passages, checked_layers(layers, num_layers(model)), d_model(model))
     name = model_hash(model)
     if name is None:
         raise RuntimeError(
             "the model must have no hooks to be read by several processes; a hook "
             "watches or changes its decoder. Remove it, or use one process"
         )
-    kept, number = _Kept(pool, store, name), 0
+    kept, numbers = _Kept(pool, store, name), count()
 
     def known(batch: Batch) -> bool:
-        nonlocal number
-        number += 1
-        return not share.owns(number - 1) or kept.found(batch)
+        return not share.owns(next(numbers)) or kept.found(batch)
+
+    how: Any = {"budget": budget, "description": description, "quiet": quiet}
+    _read(model, pool, kept, known, **how)
+
+
+def _read(
+    model: nn.Module,
+    pool: "_Pool",
+    kept: "_Kept | None",
+    known: Callable[[Batch], bool] | None,
+    **how: Any,
+) -> None:
+    """Run the batches that are not known; average them, and keep them if asked to."""
 
     def consume(batch: Batch, captured: Captured) -> None:
         pool.take(batch, captured)
-        kept.put(batch)
+        if kept is not None:
+            kept.put(batch)
 
-    read_stream(
-        model,
-        [passage.ids for passage in passages],
-        order,
-        consume,
-        budget=budget,
-        description=description,
-        quiet=quiet,
-        known=known,
-    )
+    sequences = [passage.ids for passage in pool.passages]
+    read_stream(model, sequences, pool.layers, consume, known=known, **how)
 
 
 class _Pool:

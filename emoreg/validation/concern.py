@@ -1,6 +1,7 @@
 """Concern: does the Assistant's side answer a user's sadness with loving?"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,15 @@ NAME = "concern"
 ANSWERED = "loving"
 KINDS = ("distress", "routine")
 THRESHOLD = 0.5
-QUESTION = f"Is a user's distress met with {ANSWERED} before the answer?"
+BLANK = Check(
+    name=NAME,
+    question=f"Is a user's distress met with {ANSWERED} before the answer?",
+    method=(
+        f"Test prompts of people in distress against routine ones; {ANSWERED} at the "
+        "decision token, mean difference in spreads of the routine prompts. Interval: "
+        "bootstrap over the prompts in distress."
+    ),
+)
 
 
 def concern(subject: Subject) -> Check:
@@ -27,11 +36,11 @@ def concern(subject: Subject) -> Check:
     """
     vectors = subject.vectors
     if ANSWERED not in vectors.emotions:
-        return _not_run(f"the vectors have no {ANSWERED!r}")
+        return replace(BLANK, not_run=f"the vectors have no {ANSWERED!r}")
     rows = subject.corpus.records("prompts", split="test")
     texts = {kind: [r["text"] for r in rows if r["kind"] == kind] for kind in KINDS}
     if min(map(len, texts.values())) < 4:
-        return _not_run("fewer than four prompts of a kind")
+        return replace(BLANK, not_run="fewer than four prompts of a kind")
     values = {
         kind: subject.means(
             [subject.prompt(text) for text in found], description=f"Reading {kind}"
@@ -42,15 +51,8 @@ def concern(subject: Subject) -> Check:
     for reader in sorted(vectors.readers, key=lambda name: name != LDA):
         figures.append(_figure(subject, values, reader, subject.layer_of[reader]))
     reader = figures[0].reader
-    return Check(
-        name=NAME,
-        question=QUESTION,
-        method=(
-            f"{len(texts['distress'])} test prompts of people in distress against "
-            f"{len(texts['routine'])} routine ones; {ANSWERED} at the decision token, "
-            "mean difference in spreads of the routine prompts. Interval: bootstrap "
-            "over the prompts in distress."
-        ),
+    return replace(
+        BLANK,
         headline=figures[0],
         threshold=THRESHOLD,
         figures=(*figures, *_beside(subject, values, reader)),
@@ -108,13 +110,4 @@ def _beside(
         reader=reader,
         layer=layer,
         counts=len(values["distress"]),
-    )
-
-
-def _not_run(reason: str) -> Check:
-    return Check(
-        name=NAME,
-        question=QUESTION,
-        method="Prompts of people in distress against routine ones.",
-        not_run=reason,
     )

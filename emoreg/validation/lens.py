@@ -43,7 +43,7 @@ def logit_lens(subject: Subject) -> Check:
     reader = (
         MEAN_DIFFERENCE if MEAN_DIFFERENCE in vectors.readers else vectors.readers[0]
     )
-    tokens = _first_tokens(subject)
+    tokens = subject.first_tokens(subject.vectors.emotions)
     if len(tokens) < FEWEST:
         said = f"{len(tokens)} emotions' words have a first token of their own"
         return replace(BLANK, not_run=f"{said}, {FEWEST} are needed")
@@ -102,16 +102,6 @@ def _at(
         "random": _mean(subject, "random", reader, layer, tokens),
         "shuffled": _mean(subject, "shuffled", other, layer, tokens),
     }
-
-
-def _first_tokens(subject: Subject) -> Mapping[str, int]:
-    """Return the first token of each emotion's word, where no other word has it."""
-    first = {
-        emotion: subject.tokenizer(f" {emotion}", add_special_tokens=False)["input_ids"]
-        for emotion in subject.vectors.emotions
-    }
-    ids = [tokens[0] for tokens in first.values()]
-    return {e: t[0] for e, t in first.items() if ids.count(t[0]) == 1}
 
 
 def _places(

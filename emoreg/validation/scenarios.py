@@ -1,6 +1,7 @@
 """Implicit scenarios: does an emotion that nobody names show at the decision token?"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +18,18 @@ FACTOR, CEILING = 4.0, 0.5
 """Top-1 must be four times chance, or one half if that is less."""
 
 
+BLANK = Check(
+    name=NAME,
+    question="Does an emotion that a situation implies show before the answer?",
+    method=(
+        "First-person situations that name no emotion, read at the decision token; "
+        "each emotion's readings standardized over the situations, then the emotion "
+        "that stands out most. Reader and layer chosen on dev, measured on test. "
+        "Intervals: bootstrap over emotions."
+    ),
+)
+
+
 def implicit_scenarios(subject: Subject) -> Check:
     """Return how often the implied emotion is the one that stands out, on `test`.
 
@@ -24,7 +37,8 @@ def implicit_scenarios(subject: Subject) -> Check:
     """
     sets = {split: _read(subject, split) for split in ("dev", "test")}
     if any(len(set(labels)) < 2 for labels, _, _ in sets.values()):
-        return _not_run("fewer than two of the scenarios' emotions have vectors")
+        reason = "fewer than two of the scenarios' emotions have vectors"
+        return replace(BLANK, not_run=reason)
     columns = _columns(subject.vectors, sets["test"][0])
     on_dev = {
         (reader, layer): float(
@@ -40,15 +54,8 @@ def implicit_scenarios(subject: Subject) -> Check:
     figures = _figures(subject, sets["test"], columns, on_dev)
     names = [subject.vectors.emotions[c] for c in columns]
     held = named(found, seed=subject.seed)
-    return Check(
-        name=NAME,
-        question="Does an emotion that a situation implies show before the answer?",
-        method=(
-            "First-person situations that name no emotion, read at the decision "
-            "token; each emotion's readings standardized over the situations, then "
-            f"the emotion that stands out most, of {len(names)}. Reader and layer "
-            "chosen on dev, measured on test. Intervals: bootstrap over emotions."
-        ),
+    return replace(
+        BLANK,
         headline=figures[0],
         threshold=min(CEILING, FACTOR / len(names)),
         figures=figures,
@@ -168,12 +175,3 @@ def _picture(
     means = [scores[[label == name for label in labels]].mean(0) for name in names]
     title = f"Readings ({reader}, layer {layer}) by implied emotion, in spreads"
     return Matrix(title=title, rows=names, columns=names, values=np.stack(means))
-
-
-def _not_run(reason: str) -> Check:
-    return Check(
-        name=NAME,
-        question="Does an emotion that a situation implies show before the answer?",
-        method="First-person situations that name no emotion.",
-        not_run=reason,
-    )

@@ -52,7 +52,7 @@ def steering(subject: Subject) -> Check:
     """
     vectors = subject.vectors
     emotions = _steered_ones(subject)
-    tokens = _first_tokens(subject, emotions)
+    tokens = subject.first_tokens(emotions)
     emotions = [emotion for emotion in emotions if emotion in tokens]
     if len(emotions) < 4:
         said = f"{len(emotions)} emotions have a first token of their own"
@@ -109,15 +109,6 @@ def _steered_ones(subject: Subject) -> list[str]:
     known = subject.vectors.emotions
     core = [e for e in subject.corpus.roles().core if e in known]
     return (core if len(core) >= 4 else list(known))[:MOST]
-
-
-def _first_tokens(subject: Subject, emotions: Sequence[str]) -> dict[str, int]:
-    ids = {
-        e: subject.tokenizer(f" {e}", add_special_tokens=False)["input_ids"][0]
-        for e in emotions
-    }
-    found = list(ids.values())
-    return {e: token for e, token in ids.items() if found.count(token) == 1}
 
 
 def _shifts(

@@ -64,6 +64,18 @@ class Subject:
         ids = self.tokenizer(written, add_special_tokens=False)["input_ids"]
         return Passage(ids=tuple(ids), spans=((len(ids) - 1, len(ids)),))
 
+    def first_tokens(self, emotions: Sequence[str]) -> Mapping[str, int]:
+        """Return the first token of each emotion's word, where no other word has it.
+
+        With a space before it, as words stand in a text.
+        """
+        first = {
+            e: self.tokenizer(f" {e}", add_special_tokens=False)["input_ids"][0]
+            for e in emotions
+        }
+        found = list(first.values())
+        return {e: token for e, token in first.items() if found.count(token) == 1}
+
     @cached_property
     def stories(self) -> StoryActivations:
         """Return the pooled activation of every story of the vectors' emotions."""
