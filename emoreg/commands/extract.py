@@ -47,11 +47,11 @@ def _extract(options: argparse.Namespace, share: Any) -> None:
 
     corpus = Corpus(options.corpus) if options.corpus else Corpus.packaged()
     emotions = emotions_of(corpus, options.emotions)
+    loaded = load(options)
     parts = ActivationStore(options.out.with_name(f"{options.out.name}.parts"))
     if not options.resume and share.first:
         parts.clear()
     share.wait()
-    loaded = load(options)
     if share.processes > 1:
         depth = num_layers(loaded.model)
         share_stories(
