@@ -23,6 +23,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--denoise", type=float, default=0.5, help="Neutral variance removed, [0, 1)."
     )
     command.add_argument(
+        "--goemotions",
+        type=Path,
+        help="The GoEmotions folder, for audit readers of what people wrote.",
+    )
+    command.add_argument(
         "--resume",
         action="store_true",
         help="Go on where a run with this --out was cut off.",
@@ -41,6 +46,7 @@ def _extract(options: argparse.Namespace, share: Any) -> None:
     from emoreg.residual.layers import LayerPlan, num_layers
     from emoreg.residual.store import ActivationStore
     from emoreg.vectors.accuracy import accuracy_lines
+    from emoreg.vectors.audit_readers import audit_lines
     from emoreg.vectors.corpus import Corpus
     from emoreg.vectors.extract import extract
     from emoreg.vectors.pooled import share_stories
@@ -74,9 +80,13 @@ def _extract(options: argparse.Namespace, share: Any) -> None:
         denoise=options.denoise,
         quiet=options.quiet,
         store=parts,
+        goemotions=options.goemotions,
     )
     path = extraction.vectors.save(options.out)
     parts.clear()
     for line in accuracy_lines(extraction.vectors):
         say(line)
+    if extraction.vectors.audit is not None:
+        for line in audit_lines(extraction.vectors.audit):
+            say(line)
     say(f"{len(emotions)} emotions at layers {extraction.vectors.layers}: {path}")

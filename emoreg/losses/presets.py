@@ -125,6 +125,7 @@ def decouple(
             layers=reference.plan.loss,
             audit_layers=reference.plan.audit,
             reader=reader,
+            split=vectors.split,
         )
     signs = torch.tensor([1.0] * len(lower) + [-1.0] * len(raised))
     probes = [_probe(vectors, reference, r, lower + raised) for r in readers]

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from emoreg.vectors.audit_split import AuditSplit
 from emoreg.vectors.corpus import Roles
 from emoreg.vectors.emotion_vectors import RANDOM, EmotionVectors
 from emoreg.vectors.readers import AUDIT_READERS
@@ -157,16 +158,20 @@ def refuse_audit_items(
     layers: Sequence[int] = (),
     audit_layers: Sequence[int] = (),
     reader: str = "",
+    split: AuditSplit | None = None,
 ) -> None:
     """Keep what judges the training out of the training.
 
     Raises:
         ValueError: If a loss would use an audit emotion, layer or reader.
     """
+    also: tuple[Sequence[str | int], ...] = ((), (), ())
+    if split is not None:
+        also = (split.audit_emotions, split.audit_layers, split.audit_readers)
     for kind, asked, kept in (
-        ("emotion", emotions, {*roles.audit_lower, *roles.audit_raise}),
-        ("layer", layers, set(audit_layers)),
-        ("reader", [reader], set(AUDIT_READERS)),
+        ("emotion", emotions, {*roles.audit_lower, *roles.audit_raise, *also[0]}),
+        ("layer", layers, {*audit_layers, *also[1]}),
+        ("reader", [reader], {*AUDIT_READERS, *also[2]}),
     ):
         taken = [item for item in asked if item in kept]
         if taken:

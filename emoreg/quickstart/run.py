@@ -156,6 +156,7 @@ class Quickstart:
                     self.corpus,
                     emotions=self.plan.emotions,
                     quiet=self.quiet,
+                    audit=False,  # its page judges by the logistic reader alone
                 ).vectors
                 vectors.save(self.out / "vectors.safetensors")
             for line in accuracy_lines(vectors):

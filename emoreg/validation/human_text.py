@@ -12,39 +12,14 @@ from jaxtyping import Float
 from scipy.stats import mannwhitneyu, pearsonr
 from torch import Tensor
 
-from emoreg.residual.pooling import Passage
 from emoreg.validation.check import Check, Figure
 from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.subject import Subject
+from emoreg.vectors.comments import comment_passage, read_comments
 from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
 
 THRESHOLD, FEWEST = 0.7, 5
 PER_LABEL, OTHERS, SENTENCES, ENOUGH = 60, 300, 500, 20
-EMOTION_OF = {
-    "amusement": "amused",
-    "anger": "angry",
-    "annoyance": "annoyed",
-    "confusion": "perplexed",
-    "disgust": "disgusted",
-    "embarrassment": "embarrassed",
-    "excitement": "excited",
-    "fear": "afraid",
-    "gratitude": "grateful",
-    "grief": "grief-stricken",
-    "joy": "joyful",
-    "love": "loving",
-    "nervousness": "nervous",
-    "optimism": "optimistic",
-    "pride": "proud",
-    "relief": "relieved",
-    "remorse": "remorseful",
-    "sadness": "sad",
-    "surprise": "surprised",
-}
-"""The emotion that a label of GoEmotions (Demszky et al. 2020,
-https://arxiv.org/abs/2005.00547) is taken for; its other labels have none."""
-
-
 NO_FOLDER = "no folder was given; pass `--{} FOLDER`"
 
 COMMENTS = Check(
@@ -77,12 +52,19 @@ def human_comments(subject: Subject, folder: Path | None) -> Check:
     """
     if folder is None:
         return replace(COMMENTS, not_run=NO_FOLDER.format("goemotions"))
-    rows = _comments(folder, subject)
+    rows = read_comments(
+        folder,
+        "test",
+        emotions=subject.vectors.emotions,
+        per_emotion=PER_LABEL,
+        others=OTHERS,
+        seed=subject.seed,
+    )
     labels = sorted({label for _, label in rows if label in subject.vectors.emotions})
     if len(labels) < FEWEST:
         reason = f"{len(labels)} of the labels have a vector, {FEWEST} are needed"
         return replace(COMMENTS, not_run=reason)
-    passages = [_spoken(subject, text) for text, _ in rows]
+    passages = [comment_passage(subject.tokenizer, text) for text, _ in rows]
     values = subject.means(passages, description="Reading comments")
     words = subject.embeddings(passages)
     own = [label for _, label in rows]
@@ -139,7 +121,7 @@ def rated_sentences(subject: Subject, folder: Path | None) -> Check:
     if folder is None:
         return replace(RATED, not_run=NO_FOLDER.format("emobank"))
     rows = _sentences(folder, subject.seed)
-    passages = [_spoken(subject, row["text"]) for row in rows]
+    passages = [comment_passage(subject.tokenizer, row["text"]) for row in rows]
     values = subject.means(passages, description="Reading rated sentences")
     figures = []
     for reader in sorted(subject.vectors.readers, key=lambda name: name != LDA):
@@ -165,30 +147,6 @@ def rated_sentences(subject: Subject, folder: Path | None) -> Check:
     return replace(RATED, figures=tuple(figures))
 
 
-def _comments(folder: Path, subject: Subject) -> list[tuple[str, str]]:
-    """Return a seeded sample of texts with the emotion their label stands for, or ''.
-
-    Raises:
-        ValueError: If the folder lacks the files of GoEmotions.
-    """
-    names = _lines(folder / "emotions.txt")
-    rows = []
-    for line in _lines(folder / "test.tsv"):
-        parts = line.split("\t")
-        if len(parts) >= 2 and "," not in parts[1]:
-            label = names[int(parts[1])]
-            rows.append((parts[0], EMOTION_OF.get(label, "")))
-    random.Random(subject.seed).shuffle(rows)
-    kept: list[tuple[str, str]] = []
-    counts: dict[str, int] = {}
-    for text, emotion in rows:
-        emotion = emotion if emotion in subject.vectors.emotions else ""
-        counts[emotion] = counts.get(emotion, 0) + 1
-        if counts[emotion] <= (PER_LABEL if emotion else OTHERS):
-            kept.append((text, emotion))
-    return kept
-
-
 def _sentences(folder: Path, seed: int) -> list[dict[str, str]]:
     path = folder / "emobank.csv"
     if not path.is_file():
@@ -197,21 +155,6 @@ def _sentences(folder: Path, seed: int) -> list[dict[str, str]]:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
     random.Random(seed).shuffle(rows)
     return rows[:SENTENCES]
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(
-            f"the GoEmotions folder must hold {path.name}, found none in "
-            f"{str(path.parent)!r}"
-        )
-    return path.read_text(encoding="utf-8").splitlines()
-
-
-def _spoken(subject: Subject, text: str) -> Passage:
-    """Return all tokens but the first, which is an attention sink."""
-    ids = tuple(subject.tokenizer(text)["input_ids"])
-    return Passage(ids=ids, spans=((1 if len(ids) > 1 else 0, len(ids)),))
 
 
 def _areas(

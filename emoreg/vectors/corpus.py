@@ -224,6 +224,11 @@ class Corpus:
             self._refuse_empty(name, chosen)
         return kept
 
+    def has(self, name: str) -> bool:
+        """Return whether there is a set of this name, as `records` takes it."""
+        file, _, _ = _SETS[choose(name, tuple(_SETS), parameter="name")]
+        return (self.root / file).is_file()
+
     def hash(self) -> str:
         """Return the sha256 over names and bytes of all data files, as hex."""
         digest = hashlib.sha256()

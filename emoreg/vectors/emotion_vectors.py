@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emoreg.vectors.audit_readers import AuditReaders
+from emoreg.vectors.audit_split import AuditSplit
 from emoreg.vectors.direction import Direction
 from emoreg.vectors.random_directions import random_directions
 from emoreg.vectors.tensor_files import load_tensors, save_tensors
@@ -51,6 +53,10 @@ class EmotionVectors:
     """Class score of a text = `scale * projection + offset`."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Model id and revision, corpus and template hashes, counts, versions."""
+    audit: AuditReaders | None = None
+    """Readers that only an audit may use; `project` takes their names too."""
+    split: AuditSplit | None = None
+    """What was declared a loss's and what the audit's; losses keep to it."""
 
     def __post_init__(self) -> None:
         """Check that the parts belong together."""
@@ -202,8 +208,13 @@ class EmotionVectors:
             x: Residual stream at `layer`, in the model's own units.
             layer: Decoder block whose output `x` is.
             reader: Which directions, `random` among them; the first of `readers` when
-                None.
+                None. Or an audit reader's name, whose reading is
+                `AuditReader.read`: NaN for emotions that it never saw.
         """
+        if self.audit is not None and reader in self.audit.names:
+            return self.audit.read(
+                x, layer=layer, reader=str(reader), emotions=self.emotions
+            )
         unit = self.unit_directions(layer=layer, reader=reader).to(x.device)
         centred = x.float() - self.centre[self.layer_index(layer)].to(x.device)
         return centred @ unit.T
@@ -315,6 +326,11 @@ class EmotionVectors:
             "provenance": json.dumps(self.provenance),
         }
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        if self.audit is not None:
+            metadata["audit"] = json.dumps(self.audit.described())
+            tensors |= self.audit.tensors()
+        if self.split is not None:
+            metadata["split"] = json.dumps(self.split.described())
         return save_tensors(tensors, metadata, path)
 
     @classmethod
@@ -330,7 +346,13 @@ class EmotionVectors:
             layers=tuple(json.loads(metadata["layers"])),
             emotions=tuple(json.loads(metadata["emotions"])),
             provenance=json.loads(metadata["provenance"]),
-            **tensors,
+            audit=AuditReaders.restored(json.loads(metadata["audit"]), tensors)
+            if "audit" in metadata
+            else None,
+            split=AuditSplit.restored(json.loads(metadata["split"]))
+            if "split" in metadata
+            else None,
+            **{name: tensors[name] for name in _TENSORS},
         )
 
 

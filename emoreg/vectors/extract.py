@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from emoreg.residual.layers import (
 from emoreg.residual.store import ActivationStore
 from emoreg.residual.tokens import conversation_ids, real_tokens_from
 from emoreg.vectors.accuracy import Accuracy, accuracy, chosen_layers, recorded
+from emoreg.vectors.auditing import AuditTexts, with_audit
 from emoreg.vectors.corpus import (
     EMOTIONS_FIT_TOPICS,
     EMOTIONS_TEST_TOPICS,
@@ -66,6 +68,8 @@ def extract(
     budget: int = 2048,
     quiet: bool = False,
     store: ActivationStore | None = None,
+    audit: bool = True,
+    goemotions: Path | None = None,
 ) -> Extraction:
     """Fit emotion vectors on the fitting topics and test them on the others.
 
@@ -83,6 +87,8 @@ def extract(
         store: Where stories that were read are kept batch by batch, so that a run that
             was cut off goes on and gives the same vectors bit for bit. Neutral text, a
             twentieth of the tokens, is read anew.
+        audit: Whether to fit the audit's readers too.
+        goemotions: The GoEmotions folder, for readers of what people wrote.
 
     Raises:
         ValueError: On an unknown emotion, or a story shorter than 50 tokens.
@@ -103,7 +109,18 @@ def extract(
     _read_neutral(model, tokenizer, neutral, fitter, budget=budget, quiet=quiet)
     provenance = _provenance(model, tokenizer, corpus, len(neutral))
     provenance["settings"] = {"denoise": denoise, "shrinkage": shrinkage}
-    return fit_and_test(pooled, fitter, denoise, shrinkage, provenance)
+    extraction = fit_and_test(pooled, fitter, denoise, shrinkage, provenance)
+    if not audit:
+        return extraction
+    texts = AuditTexts(
+        model=model,
+        tokenizer=tokenizer,
+        corpus=corpus,
+        goemotions=goemotions,
+        quiet=quiet,
+        store=store,
+    )
+    return replace(extraction, vectors=with_audit(extraction.vectors, pooled, texts))
 
 
 def fit_and_test(
@@ -167,10 +184,25 @@ def _read_neutral(
     )
 
 
+_SPEAKERS = {
+    "system": "System",
+    "user": "Human",
+    "assistant": "Assistant",
+    "tool": "Tool",
+}
+
+
 def neutral_ids(tokenizer: PreTrainedTokenizerBase, passage: Neutral) -> list[int]:
-    """Return a neutral passage's tokens: prose as it is, dialogue by the template."""
+    """Return a neutral passage's tokens: prose as it is, dialogue by the template.
+
+    Where there is no template, as with a base model, a dialogue is plain text with
+    `Human:` and `Assistant:` before the turns, as such a model may have met it.
+    """
     if passage.messages is None:
         return tokenizer(passage.text)["input_ids"]
+    if not getattr(tokenizer, "chat_template", None):
+        turns = [f"{_SPEAKERS[m['role']]}: {m['content']}" for m in passage.messages]
+        return tokenizer("\n\n".join(turns))["input_ids"]
     return conversation_ids(tokenizer, passage.messages)
 
 

@@ -1,10 +1,11 @@
-"""Readers that are fitted on samples: directions the losses never touch."""
+"""The logistic reader among the vectors' own, which the losses never touch."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from emoreg.vectors.emotion_vectors import LOGISTIC, EmotionVectors
+from emoreg.vectors.reader_fits import logistic
 
 AUDIT_READERS = (LOGISTIC,)
 
@@ -26,7 +27,7 @@ def with_logistic(
             towards mean differences.
     """
     fitted = [
-        _logistic(activations[:, i].float() - vectors.centre[i], labels, l2)
+        logistic(activations[:, i].float() - vectors.centre[i], labels, l2=l2)[0]
         for i in range(len(vectors.layers))
     ]
     weights = torch.stack([weight for weight, _ in fitted])
@@ -44,35 +45,3 @@ def with_logistic(
         offset=torch.cat([vectors.offset, offset.unsqueeze(0)]),
         provenance=vectors.provenance,
     )
-
-
-def _logistic(
-    x: Float[Tensor, "text d_model"], labels: Int[Tensor, " text"], l2: float
-) -> tuple[Float[Tensor, "emotion d_model"], Float[Tensor, " emotion"]]:
-    """Return weights and offsets for `x` as given, by L-BFGS on standardized `x`."""
-    classes = int(labels.max()) + 1
-    mean, spread = x.mean(0), x.std(0).clamp(min=1e-6)
-    # Massive-activation dimensions would otherwise carry the whole penalty.
-    z = (x - mean) / spread
-    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=50,
-        tolerance_change=1e-7,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        logits = z @ weight.T + bias
-        loss = torch.nn.functional.cross_entropy(logits, labels)
-        loss = loss + 0.5 * l2 * weight.square().sum() / classes
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    centred = (weight - weight.mean(0)).detach() / spread
-    offset = bias.detach() - bias.detach().mean() - centred @ mean
-    return centred, offset

@@ -1,0 +1,120 @@
+"""Dialogues in which one speaker feels an emotion: their own words, as activations."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from emoreg.residual.pooling import Passage, span_means
+from emoreg.residual.store import ActivationStore
+from emoreg.residual.tokens import render
+from emoreg.vectors.audit_readers import LabelledTexts
+from emoreg.vectors.corpus import Corpus
+
+
+def turn_spans(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
+) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Return a conversation's token ids, and where each message's own words stand.
+
+    Spans are half-open and in the order of the messages. What the chat template writes
+    around a message does not belong to it.
+
+    Raises:
+        ValueError: If the template changes a message so that it can't be found.
+    """
+    text = render(tokenizer, [dict(message) for message in messages])
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    offsets: list[tuple[int, int]] = coded["offset_mapping"]
+    spans, start = [], 0
+    for message in messages:
+        words = str(message["content"]).strip()
+        first = text.find(words, start)
+        inside = [
+            place
+            for place, (begin, end) in enumerate(offsets)
+            if end > begin and begin < first + len(words) and end > first
+        ]
+        if first < 0 or not inside:
+            raise ValueError(
+                "the chat template must keep what a message says, so that its tokens "
+                f"can be found; it changed {words[:40]!r}. Use texts that it keeps"
+            )
+        spans.append((inside[0], inside[-1] + 1))
+        start = first + len(words)
+    return tuple(coded["input_ids"]), tuple(spans)
+
+
+def pool_dialogues(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    dialogues: Sequence[Mapping[str, Any]],
+    layers: Sequence[int],
+    *,
+    budget: int = 2048,
+    quiet: bool = False,
+    store: ActivationStore | None = None,
+) -> Float[Tensor, "dialogue layer d_model"]:
+    """Return each dialogue's mean activation over the words of who feels something."""
+    passages = [_own_words(tokenizer, dialogue) for dialogue in dialogues]
+    means = span_means(
+        model,
+        passages,
+        layers,
+        budget=budget,
+        description="Reading dialogues",
+        quiet=quiet,
+        store=store,
+    )
+    return _over_turns(means, passages)
+
+
+def labelled_dialogues(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus,
+    layers: Sequence[int],
+    *,
+    emotions: Iterable[str],
+    split: str,
+    quiet: bool = False,
+    store: ActivationStore | None = None,
+) -> LabelledTexts:
+    """Return the dialogues of a split whose emotion is among `emotions`."""
+    wanted = set(emotions)
+    rows = [
+        dialogue
+        for dialogue in corpus.records("dialogues", split=split)
+        if dialogue["emotion"] in wanted
+    ]
+    values = pool_dialogues(model, tokenizer, rows, layers, quiet=quiet, store=store)
+    return LabelledTexts(values=values, labels=tuple(row["emotion"] for row in rows))
+
+
+def _own_words(
+    tokenizer: PreTrainedTokenizerBase, dialogue: Mapping[str, Any]
+) -> Passage:
+    ids, spans = turn_spans(tokenizer, dialogue["messages"])
+    speakers = [message["role"] for message in dialogue["messages"]]
+    own = [
+        span
+        for span, speaker in zip(spans, speakers, strict=True)
+        if speaker == dialogue["speaker"]
+    ]
+    return Passage(ids=ids, spans=tuple(own))
+
+
+def _over_turns(
+    means: Float[Tensor, "span layer d_model"], passages: Sequence[Passage]
+) -> Float[Tensor, "dialogue layer d_model"]:
+    """Return the mean over all of a dialogue's spans, each by its length."""
+    rows, place = [], 0
+    for passage in passages:
+        sizes = torch.tensor([float(end - start) for start, end in passage.spans])
+        own = means[place : place + len(sizes)]
+        rows.append((own * (sizes / sizes.sum())[:, None, None]).sum(0))
+        place += len(sizes)
+    return torch.stack(rows) if rows else means[:0]
