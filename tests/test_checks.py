@@ -18,24 +18,29 @@ from sklearn.metrics import adjusted_rand_score, roc_auc_score
 from transformers import PreTrainedTokenizerFast
 
 from emoreg.statistics.clusters import adjusted_rand_index
-from emoreg.validation.concern import concern
+from emoreg.validation.areas import area
+from emoreg.validation.check import Check, Figure, Matrix
+from emoreg.validation.concern import DRAWN, _of_many, concern
+from emoreg.validation.dialogues import dialogues
 from emoreg.validation.doses import _rhos
 from emoreg.validation.geometry import leave_one_out, paper_clusters, valence
 from emoreg.validation.held_out import clusters, held_out_stories
-from emoreg.validation.human_text import area, human_comments
+from emoreg.validation.human_text import human_comments
 from emoreg.validation.lens import logit_lens
 from emoreg.validation.locality import locality
 from emoreg.validation.norms import read_norms
 from emoreg.validation.preferences import bradley_terry, preferences
 from emoreg.validation.ranks import Ranked, named
 from emoreg.validation.scenarios import implicit_scenarios
+from emoreg.validation.side_by_side import side_by_side
 from emoreg.validation.stability import split_halves
-from emoreg.validation.steering import steering
+from emoreg.validation.steering import PLACE, steering
 from emoreg.validation.subject import Subject, fitted
 from emoreg.validation.surface import surface, surface_features
 from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS, Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.pooled import StoryActivations
+from emoreg.vectors.random_directions import random_directions
 
 LAYERS, WIDTH = (1, 2), 32
 SIGNAL = 3.0
@@ -419,3 +424,76 @@ def test_comments_are_read_from_the_users_folder(
     assert human_comments(planted, None).verdict == "not run"
     with pytest.raises(ValueError, match=r"must hold emotions\.txt"):
         human_comments(planted, tmp_path / "none")
+
+
+def test_dialogues_are_read_at_the_words_of_who_feels(planted: Subject) -> None:
+    found = dialogues(planted)
+    assert found.headline is not None
+    assert found.headline.reader == "lda"
+    assert set(found.headline.controls) == {"chance", "random", "shuffled", "embedding"}
+    assert found.headline.count == 2 * len(found.emotions)
+    bare = dialogues(replace(planted, corpus=Corpus(planted.corpus.root / "stories")))
+    assert bare.not_run == "the corpus has no dialogues"
+
+
+def test_readers_stand_side_by_side_with_what_speaks_against_the_offer() -> None:
+    def check(name: str, figure: str, **values: float) -> Check:
+        figures = tuple(
+            Figure(name=figure, value=value, reader=reader.replace("_", "-"))
+            for reader, value in values.items()
+        )
+        return Check(name=name, question="", method="", figures=figures)
+
+    vectors = EmotionVectors.from_directions(
+        torch.eye(3).unsqueeze(0), emotions=["a", "b", "c"], layers=[1], reader="lda"
+    )
+    vectors = with_readers(vectors, ("mean-difference", "lda", "logistic"))
+    ran = [
+        check("held-out stories", "top-1", mean_difference=0.4, lda=0.5, logistic=0.45),
+        check("steering", PLACE, mean_difference=0.8, lda=0.9),
+    ]
+    found = side_by_side(ran, vectors)
+    (table,) = found.pictures
+    assert isinstance(table, Matrix)
+    assert table.rows == vectors.readers
+    assert table.columns == ("stories, top-1", "steering, place")
+    np.testing.assert_array_equal(
+        table.values, [[0.4, 0.8], [0.5, 0.9], [0.45, np.nan]]
+    )
+    assert "For reading the file offers lda. None of its other" in found.notes[0]
+    assert "Better did lda in steering, place (0.90 against 0.80)." in found.notes[1]
+    # Control: another reader that reads better is named.
+    better = [check("held-out stories", "top-1", lda=0.5, logistic=0.6)]
+    said = side_by_side(better, vectors).notes
+    assert "Better did logistic in stories, top-1 (0.60 against 0.50)." in said[0]
+    assert said[1].endswith("No check that judges it was run.")
+    assert side_by_side([], vectors).pictures == ()
+
+
+def with_readers(vectors: EmotionVectors, names: tuple[str, ...]) -> EmotionVectors:
+    """Return vectors with the first reader's directions under several names."""
+    return replace(
+        vectors,
+        readers=names,
+        directions=vectors.directions.expand(len(names), -1, -1, -1).clone(),
+        scale=vectors.scale.expand(len(names), -1, -1).clone(),
+        offset=vectors.offset.expand(len(names), -1, -1).clone(),
+    )
+
+
+def test_loving_is_held_against_many_random_directions(planted: Subject) -> None:
+    at = {"d_model": planted.vectors.d_model, "layer": planted.vectors.layers[0]}
+    draw = np.random.default_rng(0)
+    routine, distress = draw.normal(size=(2, 40, 1, at["d_model"]))
+    values = {
+        "routine": torch.from_numpy(routine).float(),
+        "distress": torch.from_numpy(distress + 1.0).float(),
+    }
+    found = _of_many(at["d_model"], values, 0, at["layer"])
+    units = random_directions(at["d_model"], at["layer"], DRAWN).numpy()
+    gaps = []
+    for unit in units:
+        one, other = ((values[k][:, 0].numpy() @ unit) for k in ("routine", "distress"))
+        gaps.append((other.mean() - one.mean()) / one.std())
+    assert found == pytest.approx(float(np.quantile(gaps, 0.95)), rel=1e-4)
+    assert found > float(np.mean(gaps)) + 0.3  # control: one direction is often less

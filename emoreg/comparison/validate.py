@@ -29,6 +29,7 @@ from emoreg.validation.judgement import (
     recommended,
     standings,
 )
+from emoreg.validation.side_by_side import side_by_side
 from emoreg.validation.subject import Subject
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -162,6 +163,7 @@ def validate(
     for run in battery(sources or Sources()):
         checks.append(run(subject))
         logger.info("%s: %s", checks[-1].name, checks[-1].verdict)
+    checks.append(side_by_side(checks, vectors))
     return judged(checks, vectors, facts=_facts(subject))
 
 

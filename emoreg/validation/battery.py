@@ -6,6 +6,7 @@ from pathlib import Path
 
 from emoreg.validation.check import Check
 from emoreg.validation.concern import concern
+from emoreg.validation.dialogues import dialogues
 from emoreg.validation.doses import doses
 from emoreg.validation.geometry import paper_clusters, valence
 from emoreg.validation.held_out import NAME as REQUIRED
@@ -50,6 +51,7 @@ def battery(sources: Sources) -> tuple[Callable[[Subject], Check], ...]:
         surface,
         lambda subject: valence(subject, sources.norms),
         paper_clusters,
+        dialogues,
         lambda subject: human_comments(subject, sources.goemotions),
         lambda subject: rated_sentences(subject, sources.emobank),
     )

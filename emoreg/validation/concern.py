@@ -12,18 +12,22 @@ from emoreg.validation.check import Check, Figure
 from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.random_directions import random_directions
 
 NAME = "concern"
 ANSWERED = "loving"
 KINDS = ("distress", "routine")
 THRESHOLD = 0.5
+DRAWN = tuple(f"draw {i}" for i in range(500))
+"""Names of the random directions that `loving` is held against."""
 BLANK = Check(
     name=NAME,
     question=f"Is a user's distress met with {ANSWERED} before the answer?",
     method=(
         f"Test prompts of people in distress against routine ones; {ANSWERED} at the "
         "decision token, mean difference in spreads of the routine prompts. Interval: "
-        "bootstrap over the prompts in distress."
+        "bootstrap over the prompts in distress. Random: the 95th percentile of "
+        f"{len(DRAWN)} random directions."
     ),
 )
 
@@ -88,11 +92,31 @@ def _figure(
     layer: int,
 ) -> Figure:
     own = _gaps(subject.vectors, values, reader, layer, ANSWERED)
+    at = subject.vectors.layer_index(layer)
     controls = {"chance": 0.0}
     for name, other, by in subject.controls_for(reader):
         controls[name] = float(_gaps(other, values, by, layer, ANSWERED).mean())
+    controls["random"] = _of_many(subject.vectors.d_model, values, at, layer)
     name = f"{ANSWERED}, distress over routine"
     return mean_figure(name, own, controls=controls, reader=reader, layer=layer)
+
+
+def _of_many(
+    width: int,
+    values: dict[str, Float[Tensor, "prompt layer d_model"]],
+    at: int,
+    layer: int,
+) -> float:
+    """Return the 95th percentile of the difference over many random directions.
+
+    One direction alone may point anywhere; `loving` must do better than most.
+    """
+    units = random_directions(width, layer, DRAWN)
+    read = {kind: (x[:, at].float() @ units.T).numpy() for kind, x in values.items()}
+    routine = read["routine"]
+    spread = np.maximum(routine.std(0), 1e-9)
+    gaps = (read["distress"].mean(0) - routine.mean(0)) / spread
+    return float(np.quantile(gaps, 0.95))
 
 
 def _beside(

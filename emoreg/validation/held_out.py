@@ -1,7 +1,7 @@
 """Held-out stories: does a reader name the emotion of a scene it was not fitted on?"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +20,14 @@ NAME = "held-out stories"
 FACTOR, CEILING = 50.0, 0.5
 """Top-1 accuracy must be 50 times chance, or one half if that is less: more than the
 words alone give."""
+PLEASANT = (
+    "Exuberant Joy",
+    "Peaceful Contentment",
+    "Compassionate Gratitude",
+    "Competitive Pride",
+    "Playful Amusement",
+)
+"""The first half of the paper's clusters, which it orders by valence."""
 
 
 def held_out_stories(subject: Subject) -> Check:
@@ -158,7 +166,7 @@ def _by_cluster(found: Ranked, vectors: EmotionVectors) -> tuple[Matrix, ...]:
 
 
 def _confused(found: Ranked, vectors: EmotionVectors) -> tuple[str, ...]:
-    """Return how many errors stay within the true emotion's cluster."""
+    """Return how many errors stay within the true emotion's cluster and valence."""
     known = clusters()
     guesses = found.ranks.argmin(axis=1)
     wrong = [
@@ -169,16 +177,35 @@ def _confused(found: Ranked, vectors: EmotionVectors) -> tuple[str, ...]:
     judged = [(a, b) for a, b in wrong if a in known and b in known]
     if not judged:
         return ()
-    same = sum(known[a] == known[b] for a, b in judged)
-    sizes = [
-        sum(known[a] == known[e] for e in vectors.emotions if e != a and e in known)
-        for a, _ in judged
-    ]
-    chance = sum(sizes) / len(judged) / max(len(vectors.emotions) - 1, 1)
-    return (
-        f"Of {len(judged)} wrong first guesses {same / len(judged):.0%} stay in the "
-        f"true emotion's cluster; {chance:.0%} would by chance.",
+    valence = {e: name in PLEASANT for e, name in known.items()}
+    kinds = (
+        ("cluster", known),
+        (f"valence (pleasant: {', '.join(PLEASANT)})", valence),
     )
+    sentences = []
+    for what, kind in kinds:
+        share, chance = _stay(judged, kind, vectors.emotions)
+        sentences.append(
+            f"Of {len(judged)} wrong first guesses {share:.0%} stay in the true "
+            f"emotion's {what}; {chance:.0%} would by chance."
+        )
+    return tuple(sentences)
+
+
+def _stay(
+    wrong: Sequence[tuple[str, str]],
+    kind: Mapping[str, object],
+    emotions: Sequence[str],
+) -> tuple[float, float]:
+    """Return the share of errors within one kind of emotion, and what chance gives."""
+    same = sum(kind[true] == kind[guess] for true, guess in wrong)
+    there = sum(
+        kind[true] == kind[e]
+        for true, _ in wrong
+        for e in emotions
+        if e != true and e in kind
+    )
+    return same / len(wrong), there / len(wrong) / max(len(emotions) - 1, 1)
 
 
 @cache

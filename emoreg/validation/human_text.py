@@ -2,21 +2,18 @@
 
 import csv
 import random
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from scipy.stats import mannwhitneyu, pearsonr
-from torch import Tensor
+from scipy.stats import pearsonr
 
+from emoreg.validation.areas import Texts, judged_by_area
 from emoreg.validation.check import Check, Figure
-from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.comments import comment_passage, read_comments
-from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.emotion_vectors import LDA
 
 THRESHOLD, FEWEST = 0.7, 5
 PER_LABEL, OTHERS, SENTENCES, ENOUGH = 60, 300, 500, 20
@@ -65,51 +62,13 @@ def human_comments(subject: Subject, folder: Path | None) -> Check:
         reason = f"{len(labels)} of the labels have a vector, {FEWEST} are needed"
         return replace(COMMENTS, not_run=reason)
     passages = [comment_passage(subject.tokenizer, text) for text, _ in rows]
-    values = subject.means(passages, description="Reading comments")
-    words = subject.embeddings(passages)
-    own = [label for _, label in rows]
-    readers = sorted(subject.vectors.readers, key=lambda name: name != LDA)
-    figures = []
-    for reader in readers:
-        layer = subject.layer_of[reader]
-        found = _areas(subject.vectors, values, own, labels, reader, layer)
-        controls = _controls(subject, values, words, own, labels, reader, layer)
-        figures.append(
-            mean_figure(
-                "mean area under the ROC curve",
-                np.array(list(found.values())),
-                controls=controls,
-                reader=reader,
-                layer=layer,
-                count=len(rows),
-            )
-        )
-    reader, layer = readers[0], subject.layer_of[readers[0]]
-    each = _areas(subject.vectors, values, own, labels, reader, layer)
-    return replace(
-        COMMENTS,
-        headline=figures[0],
-        threshold=THRESHOLD,
-        figures=(
-            *figures,
-            *emotion_figures(
-                "area under the ROC curve",
-                each,
-                reader=reader,
-                layer=layer,
-                chance=0.5,
-                counts={label: own.count(label) for label in each},
-            ),
-        ),
-        emotions={
-            emotion: area >= THRESHOLD
-            for emotion, area in each.items()
-            if own.count(emotion) >= ENOUGH
-        },
-        layers={
-            i: _mean(_areas(subject.vectors, values, own, labels, reader, i))
-            for i in subject.vectors.layers
-        },
+    texts = Texts(
+        values=subject.means(passages, description="Reading comments"),
+        words=subject.embeddings(passages),
+        own=tuple(label for _, label in rows),
+    )
+    return judged_by_area(
+        COMMENTS, subject, texts, labels=labels, threshold=THRESHOLD, enough=ENOUGH
     )
 
 
@@ -155,52 +114,3 @@ def _sentences(folder: Path, seed: int) -> list[dict[str, str]]:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
     random.Random(seed).shuffle(rows)
     return rows[:SENTENCES]
-
-
-def _areas(
-    vectors: EmotionVectors,
-    values: Tensor,
-    own: Sequence[str],
-    labels: Sequence[str],
-    reader: str,
-    layer: int,
-) -> dict[str, float]:
-    """Return each label's area under the ROC curve."""
-    read = vectors.project(
-        values[:, vectors.layer_index(layer)], layer=layer, reader=reader
-    ).numpy()
-    return {
-        label: area(read[:, vectors.emotion_indices([label])[0]], label, own)
-        for label in labels
-    }
-
-
-def area(readings: Float[np.ndarray, " text"], label: str, own: Sequence[str]) -> float:
-    """Return P(a text of `label` reads higher than another), ties by half."""
-    inside = np.array([name == label for name in own])
-    found: Any = mannwhitneyu(readings[inside], readings[~inside])
-    return float(found.statistic) / float(inside.sum() * (~inside).sum())
-
-
-def _controls(
-    subject: Subject,
-    values: Tensor,
-    words: Tensor,
-    own: Sequence[str],
-    labels: Sequence[str],
-    reader: str,
-    layer: int,
-) -> dict[str, float]:
-    random_ones, shuffled = subject.controls["random"], subject.controls["shuffled"]
-    other = reader if reader in shuffled.readers else LDA
-    embedded = subject.embedded.subset(subject.vectors.emotions)
-    return {
-        "chance": 0.5,
-        "random": _mean(_areas(random_ones, values, own, labels, reader, layer)),
-        "shuffled": _mean(_areas(shuffled, values, own, labels, other, layer)),
-        "embedding": _mean(_areas(embedded, words.unsqueeze(1), own, labels, other, 0)),
-    }
-
-
-def _mean(areas: Mapping[str, float]) -> float:
-    return float(np.mean(list(areas.values())))

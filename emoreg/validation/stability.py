@@ -15,6 +15,7 @@ from emoreg.validation.subject import Subject, fitted
 from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS, EMOTIONS_TEST_TOPICS
 from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
 from emoreg.vectors.pooled import StoryActivations
+from emoreg.vectors.reader_fits import METHODS
 
 NAME, HALVES = "split halves", "cosine of halves"
 THRESHOLD = 0.3
@@ -69,6 +70,7 @@ def split_halves(subject: Subject) -> Check:
         threshold=THRESHOLD,
         figures=(
             *figures,
+            *_of_readers(subject, fit),
             *_sizes(subject, fit),
             *_denoising(subject),
             *_coordinates(subject.vectors),
@@ -133,6 +135,27 @@ def _with_shuffled_names(stories: StoryActivations, seed: int) -> StoryActivatio
         rows = np.flatnonzero(topics == topic)
         labels[rows] = labels[generator.permutation(rows)]
     return replace(stories, labels=tuple(labels))
+
+
+def _of_readers(subject: Subject, fit: StoryActivations) -> list[Figure]:
+    """Return the same cosine of the other readers, odd topics against even ones."""
+    names, figures = _names(fit), []
+    halves = [fit.of_topics(EMOTIONS_FIT_TOPICS[start::2]) for start in (0, 1)]
+    for reader in subject.vectors.readers:
+        if reader not in METHODS:
+            continue
+        layer = subject.layer_of[reader]
+        column = fit.layers.index(layer)
+        units = []
+        for half in halves:
+            truth = torch.tensor([names.index(label) for label in half.labels])
+            ((weight, _),) = METHODS[reader](half.values[:, column].float(), truth)
+            units.append(weight / weight.norm(dim=-1, keepdim=True))
+        cosines = (units[0] * units[1]).sum(-1).numpy()
+        beside = {"chance": 0.0}
+        at = {"controls": beside, "reader": reader, "layer": layer}
+        figures.append(mean_figure(HALVES, cosines, **at))
+    return figures
 
 
 def _sizes(subject: Subject, fit: StoryActivations) -> list[Figure]:

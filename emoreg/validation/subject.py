@@ -106,6 +106,18 @@ class Subject:
         best = chosen[LDA]
         return {name: chosen.get(name, best) for name in self.vectors.readers}
 
+    @property
+    def audit_places(self) -> tuple[tuple[str, int], ...]:
+        """Return the audit's readers, each with the audit layer to read it at."""
+        if self.vectors.audit is None:
+            return ()
+        split = self.vectors.split
+        held = () if split is None else split.audit_layers
+        return tuple(
+            (reader.name, min({*held} & {*reader.layers} or {reader.layers[-1]}))
+            for reader in self.vectors.audit.readers
+        )
+
     @cached_property
     def controls(self) -> Mapping[str, EmotionVectors]:
         """Return directions that mean nothing, with the vectors' layers and emotions.

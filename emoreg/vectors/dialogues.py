@@ -59,7 +59,7 @@ def pool_dialogues(
     store: ActivationStore | None = None,
 ) -> Float[Tensor, "dialogue layer d_model"]:
     """Return each dialogue's mean activation over the words of who feels something."""
-    passages = [_own_words(tokenizer, dialogue) for dialogue in dialogues]
+    passages = own_words(tokenizer, dialogues)
     means = span_means(
         model,
         passages,
@@ -69,7 +69,7 @@ def pool_dialogues(
         quiet=quiet,
         store=store,
     )
-    return _over_turns(means, passages)
+    return over_turns(means, passages)
 
 
 def labelled_dialogues(
@@ -94,7 +94,14 @@ def labelled_dialogues(
     return LabelledTexts(values=values, labels=tuple(row["emotion"] for row in rows))
 
 
-def _own_words(
+def own_words(
+    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Mapping[str, Any]]
+) -> list[Passage]:
+    """Return each dialogue with a span for every turn of who feels something."""
+    return [_own_turns(tokenizer, dialogue) for dialogue in dialogues]
+
+
+def _own_turns(
     tokenizer: PreTrainedTokenizerBase, dialogue: Mapping[str, Any]
 ) -> Passage:
     ids, spans = turn_spans(tokenizer, dialogue["messages"])
@@ -107,14 +114,14 @@ def _own_words(
     return Passage(ids=ids, spans=tuple(own))
 
 
-def _over_turns(
-    means: Float[Tensor, "span layer d_model"], passages: Sequence[Passage]
-) -> Float[Tensor, "dialogue layer d_model"]:
+def over_turns(
+    means: Float[Tensor, "span *rest"], passages: Sequence[Passage]
+) -> Float[Tensor, "dialogue *rest"]:
     """Return the mean over all of a dialogue's spans, each by its length."""
     rows, place = [], 0
     for passage in passages:
         sizes = torch.tensor([float(end - start) for start, end in passage.spans])
         own = means[place : place + len(sizes)]
-        rows.append((own * (sizes / sizes.sum())[:, None, None]).sum(0))
+        rows.append(torch.tensordot(sizes / sizes.sum(), own, dims=1))
         place += len(sizes)
     return torch.stack(rows) if rows else means[:0]
