@@ -1,8 +1,11 @@
 """Fitting: streaming equals batch, oracles agree, shuffled labels give nothing."""
 
 import random
-from collections.abc import Callable
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +16,16 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from emoreg.residual.store import ActivationStore
+from emoreg.vectors import pooled
 from emoreg.vectors.accuracy import Accuracy, accuracy
+from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
-from emoreg.vectors.extract import fit_and_test
+from emoreg.vectors.extraction import SAMPLE, fit_and_test
 from emoreg.vectors.fit import VectorFitter
-from emoreg.vectors.pooled import StoryActivations, pool_stories
+from emoreg.vectors.pooled import StoryActivations, pool_stories, story_parts
 from emoreg.vectors.readers import with_logistic
-from emoreg.vectors.texts import Story
+from emoreg.vectors.texts import Story, check_splits
 
 Build = Callable[[str], PreTrainedModel]
 EMOTIONS = ("calm", "sad", "proud", "angry")
@@ -27,6 +33,11 @@ LAYERS = (3, 7)
 WIDTH = 12
 EACH = 24
 TOPICS = tuple(f"t{number:02d}" for number in range(1, 13))
+
+
+def once(stories: StoryActivations) -> Callable[[], list[StoryActivations]]:
+    """Return all stories as one part."""
+    return lambda: [stories]
 
 
 @dataclass
@@ -340,7 +351,9 @@ def test_test_topics_never_reach_the_vectors() -> None:
 
     def extracted(values: Tensor) -> tuple[EmotionVectors, dict[str, int], list]:
         fitter = new_fitter().update_neutral(data.neutral)
-        found = fit_and_test(replace(stories, values=values), fitter, 0.5, 0.5, {})
+        found = fit_and_test(
+            once(replace(stories, values=values)), fitter, 0.5, 0.5, {}
+        )
         return found.vectors, found.chosen, list(found.accuracies)
 
     vectors, chosen, accuracies = extracted(data.values)
@@ -368,7 +381,7 @@ def test_the_layer_is_chosen_where_the_emotions_are() -> None:
         values[:, good] = data.values[:, good]
         fitter = new_fitter().update_neutral(data.neutral)
         stories = replace(as_stories(data), values=values)
-        found = fit_and_test(stories, fitter, 0.5, 0.5, {})
+        found = fit_and_test(once(stories), fitter, 0.5, 0.5, {})
         assert set(found.chosen.values()) == {LAYERS[good]}
         headlines = [found.headline(reader) for reader in found.vectors.readers]
         assert {a.layer for a in headlines} == {LAYERS[good]}
@@ -386,8 +399,109 @@ def test_the_layer_is_not_chosen_by_texts_that_were_fitted() -> None:
     by_heart = new_fitter(width).update(values, labels).vectors(denoise=0.0)
     assert min(top1(by_heart, data, layer=3).values()) > 0.9  # control
     fitter = new_fitter(width).update_neutral(data.neutral)
-    found = fit_and_test(as_stories(data), fitter, 0.5, 0.5, {})
+    found = fit_and_test(once(as_stories(data)), fitter, 0.5, 0.5, {})
     assert set(found.chosen.values()) == {7}
+
+
+def test_parts_give_what_all_at_once_gives() -> None:
+    data = plant(each=24)
+    stories = as_stories(data)
+    alive: list[weakref.ref] = []
+
+    def parts() -> Iterator[StoryActivations]:
+        for start in range(0, len(stories.labels), 7):
+            part = stories.rows(range(start, min(start + 7, len(stories.labels))))
+            assert sum(seen() is not None for seen in alive) <= 1  # one at a time
+            alive.append(weakref.ref(part.values.untyped_storage()))
+            yield part
+            del part
+
+    def extracted(parts: Callable[[], Any]) -> Any:
+        fitter = new_fitter().update_neutral(data.neutral)
+        return fit_and_test(parts, fitter, 0.5, 0.5, {})
+
+    whole, pieces = extracted(once(stories)), extracted(parts)
+    check_equal(whole.vectors, pieces.vectors, atol=1e-4)
+    assert whole.chosen == pieces.chosen
+    for one, other in zip(whole.accuracies, pieces.accuracies, strict=True):
+        assert one.top1 == pytest.approx(other.top1, abs=1e-6)
+        assert (one.layer, one.texts) == (other.layer, other.texts)
+    some = stories.rows(range(len(stories.labels) - 7))
+    fewer = extracted(once(some))  # control: a part that is lost
+    assert fewer.accuracies[0].texts < whole.accuracies[0].texts
+
+
+def test_a_sample_is_bounded_whatever_the_corpus() -> None:
+    data = plant(each=SAMPLE * 12)
+    found = fit_and_test(
+        once(as_stories(data)), new_fitter().update_neutral(data.neutral), 0.5, 0.5, {}
+    )
+    many = Counter(
+        (label, topic in TOPICS[8:])
+        for label, topic in zip(found.sample.labels, found.sample.topics, strict=True)
+    )
+    assert set(many.values()) == {SAMPLE}
+    assert found.vectors.provenance["stories"] == len(EMOTIONS) * SAMPLE * 8
+
+
+def test_no_story_to_test_on_is_said() -> None:
+    data = plant(each=24)
+    stories = as_stories(data).of_topics(TOPICS[:8])
+    fitter = new_fitter().update_neutral(data.neutral)
+    with pytest.raises(ValueError, match="stories to test on, found none"):
+        fit_and_test(once(stories), fitter, 0.5, 0.5, {})
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_corpus_of_many_parts_is_read_once(
+    tiny_model: Build,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stored: bool,
+) -> None:
+    model = tiny_model("llama")
+    stories = Corpus.packaged().stories(("calm", "sad"), split="all")
+    whole = pool_stories(model, tokenizer, stories, (1, 2), quiet=True)
+    monkeypatch.setattr(pooled, "PART", 5)
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    model.get_input_embeddings().register_forward_hook(count)
+    store = ActivationStore(tmp_path) if stored else None
+    with story_parts(
+        model, tokenizer, stories, (1, 2), quiet=True, store=store
+    ) as parts:
+        first = list(parts())
+        once_through = passes
+        second = list(parts())
+    assert once_through >= len(first) == 5
+    assert passes == once_through
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.values, other.values)
+    together = torch.cat([part.values for part in first])
+    torch.testing.assert_close(together, whole.values, atol=1e-5, rtol=1e-4)
+    assert sum((part.labels for part in first), ()) == whole.labels
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (lambda s: not (s.emotion == "sad" and s.topic < "t06"), "found 1 of `sad`"),
+        (lambda s: s.topic not in ("t07", "t08"), "t07, t08, by which layers"),
+        (lambda s: s.topic < "t09", "t09, t10, t11, t12, by which accuracy"),
+    ],
+)
+def test_a_corpus_too_thin_is_refused_before_a_text_is_read(
+    kept: Callable[[Story], bool], message: str
+) -> None:
+    stories = Corpus.packaged().stories(("calm", "sad"), split="all")
+    check_splits(stories)  # control
+    with pytest.raises(ValueError, match=message):
+        check_splits([story for story in stories if kept(story)])
 
 
 # ------------------------------------------------------------- pooled means

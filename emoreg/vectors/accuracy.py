@@ -1,7 +1,7 @@
 """How well readers name the emotion of stories that no fit has seen."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -50,29 +50,66 @@ def accuracy(
     )
 
 
-def chosen_layers(
-    fit: StoryActivations, vectors: EmotionVectors, *, shrinkage: float
-) -> dict[str, int]:
-    """Return the best layer per reader, fitted on t01-t06 and judged on t07-t08.
+def merged(parts: Sequence[Sequence[Accuracy]]) -> tuple[Accuracy, ...]:
+    """Return accuracies over several parts of the texts, each by its number of texts.
+
+    Raises:
+        ValueError: If there is no text in any part.
+    """
+    found = []
+    for same in zip(*parts, strict=True):
+        texts = sum(part.texts for part in same)
+        if not texts:
+            raise ValueError(
+                "there must be stories to test on, found none on these topics. Add "
+                "stories on the held-out topics"
+            )
+        top1, top3 = (
+            sum(getattr(part, name) * part.texts for part in same if part.texts) / texts
+            for name in ("top1", "top3")
+        )
+        found.append(replace(same[0], top1=top1, top3=top3, texts=texts))
+    return tuple(found)
+
+
+def chosen_by(tried: Sequence[Accuracy]) -> dict[str, int]:
+    """Return the layer per reader at which it names most, the first of equals.
 
     The logistic reader, which is slow to fit, takes the LDA's layer.
     """
+    chosen = {
+        reader: max(
+            (found for found in tried if found.reader == reader),
+            key=lambda found: found.top1,
+        ).layer
+        for reader in dict.fromkeys(found.reader for found in tried)
+    }
+    return chosen | {LOGISTIC: chosen[LDA]}
+
+
+def chosen_layers(
+    fit: StoryActivations, vectors: EmotionVectors, *, shrinkage: float
+) -> dict[str, int]:
+    """Return the best layer per reader, fitted on t01-t06 and judged on t07-t08."""
     inner = fit.of_topics(EMOTIONS_FIT_TOPICS[:6])
     outer = fit.of_topics(EMOTIONS_FIT_TOPICS[6:])
     fitter = VectorFitter(
         emotions=vectors.emotions, layers=vectors.layers, d_model=vectors.d_model
     )
     fitter.update(inner.values, inner.labels)
-    fitted = fitter.vectors(denoise=0.0, shrinkage=shrinkage)
+    trial = fitter.vectors(denoise=0.0, shrinkage=shrinkage)
+    return chosen_by(accuracies(trial, outer))
 
-    def best(reader: str) -> int:
-        return max(
-            fitted.layers,
-            key=lambda i: accuracy(fitted, outer, reader=reader, layer=i).top1,
-        )
 
-    chosen = {reader: best(reader) for reader in fitted.readers}
-    return chosen | {LOGISTIC: chosen[LDA]}
+def accuracies(
+    vectors: EmotionVectors, stories: StoryActivations
+) -> tuple[Accuracy, ...]:
+    """Return the accuracy of every reader at every layer."""
+    return tuple(
+        accuracy(vectors, stories, reader=reader, layer=layer)
+        for reader in vectors.readers
+        for layer in vectors.layers
+    )
 
 
 def recorded(accuracies: Sequence[Accuracy]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,37 +23,12 @@ from emoreg.residual.layers import (
 )
 from emoreg.residual.store import ActivationStore
 from emoreg.residual.tokens import conversation_ids, real_tokens_from
-from emoreg.vectors.accuracy import Accuracy, accuracy, chosen_layers, recorded
 from emoreg.vectors.auditing import AuditTexts, with_audit
-from emoreg.vectors.corpus import (
-    EMOTIONS_FIT_TOPICS,
-    EMOTIONS_TEST_TOPICS,
-    Corpus,
-    Neutral,
-)
-from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.corpus import Corpus, Neutral
+from emoreg.vectors.extraction import Extraction, fit_and_test
 from emoreg.vectors.fit import VectorFitter
-from emoreg.vectors.pooled import FIRST_TOKEN, StoryActivations, pool_stories
-from emoreg.vectors.readers import with_logistic
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Extraction:
-    """Vectors, and how well each reader names held-out stories."""
-
-    vectors: EmotionVectors
-    accuracies: tuple[Accuracy, ...]
-    """Every reader and layer, on topics that no fit has seen."""
-    chosen: dict[str, int]
-    """Layer per reader, chosen by an inner split of the fitting topics alone."""
-
-    def headline(self, reader: str) -> Accuracy:
-        """Return the held-out accuracy of `reader` at its chosen layer."""
-        return next(
-            a
-            for a in self.accuracies
-            if (a.reader, a.layer) == (reader, self.chosen[reader])
-        )
+from emoreg.vectors.pooled import FIRST_TOKEN, story_parts
+from emoreg.vectors.texts import check_splits
 
 
 def extract(
@@ -99,17 +74,17 @@ def extract(
     layers = plan.monitor if layers is None else checked_layers(layers, depth)
     emotions = corpus.emotions() if emotions is None else tuple(emotions)
     stories = corpus.stories(emotions, split="all")
-    pooled = pool_stories(
-        model, tokenizer, stories, layers, budget=budget, quiet=quiet, store=store
-    )
+    check_splits(stories)
     fitter = VectorFitter(
-        emotions=emotions, layers=pooled.layers, d_model=d_model(model)
+        emotions=emotions, layers=sorted(layers), d_model=d_model(model)
     )
     neutral = corpus.neutral("fit")
     _read_neutral(model, tokenizer, neutral, fitter, budget=budget, quiet=quiet)
     provenance = _provenance(model, tokenizer, corpus, len(neutral))
     provenance["settings"] = {"denoise": denoise, "shrinkage": shrinkage}
-    extraction = fit_and_test(pooled, fitter, denoise, shrinkage, provenance)
+    how: Any = {"budget": budget, "quiet": quiet}
+    with story_parts(model, tokenizer, stories, layers, store=store, **how) as parts:
+        extraction = fit_and_test(parts, fitter, denoise, shrinkage, provenance)
     if not audit:
         return extraction
     texts = AuditTexts(
@@ -120,38 +95,8 @@ def extract(
         quiet=quiet,
         store=store,
     )
-    return replace(extraction, vectors=with_audit(extraction.vectors, pooled, texts))
-
-
-def fit_and_test(
-    pooled: StoryActivations,
-    fitter: VectorFitter,
-    denoise: float,
-    shrinkage: float,
-    provenance: dict[str, Any],
-) -> Extraction:
-    """Fit on the fitting topics, choose layers inside them, test on the rest."""
-    fit = pooled.of_topics(EMOTIONS_FIT_TOPICS)
-    test = pooled.of_topics(EMOTIONS_TEST_TOPICS)
-    fitter.update(fit.values, fit.labels)
-    provenance["stories"] = len(fit.labels)
-    vectors = fitter.vectors(
-        denoise=denoise, shrinkage=shrinkage, provenance=provenance
-    )
-    labels = torch.tensor(vectors.emotion_indices(fit.labels))
-    vectors = with_logistic(vectors, fit.values, labels)
-    extraction = Extraction(
-        vectors=vectors,
-        accuracies=tuple(
-            accuracy(vectors, test, reader=reader, layer=layer)
-            for reader in vectors.readers
-            for layer in vectors.layers
-        ),
-        chosen=chosen_layers(fit, vectors, shrinkage=shrinkage),
-    )
-    headlines = [extraction.headline(reader) for reader in vectors.readers]
-    vectors.provenance["accuracy"] = recorded(headlines)
-    return extraction
+    vectors = with_audit(extraction.vectors, extraction.sample, texts)
+    return replace(extraction, vectors=vectors)
 
 
 def _read_neutral(

@@ -24,6 +24,7 @@ class VectorFitter:
     ) -> None:
         """Start empty for these emotions and layers."""
         self.emotions, self.layers = tuple(emotions), tuple(layers)
+        self.d_model = d_model
         shape = (len(self.layers), d_model)
         self._count = torch.zeros(len(self.emotions))
         self._mean = torch.zeros(len(self.emotions), *shape)

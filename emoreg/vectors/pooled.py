@@ -1,7 +1,10 @@
 """One pooled activation per story: the mean over tokens from the 50th on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,6 +18,8 @@ from emoreg.vectors.corpus import Story
 
 FIRST_TOKEN = 50
 """By the 50th token of a story its emotion is apparent (the paper's choice)."""
+PART = 4096
+"""Stories whose activations are in memory at a time: the packaged corpus has half."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -28,10 +33,13 @@ class StoryActivations:
 
     def of_topics(self, topics: Sequence[str]) -> "StoryActivations":
         """Return the stories on `topics`."""
-        rows = [i for i, topic in enumerate(self.topics) if topic in topics]
+        return self.rows([i for i, topic in enumerate(self.topics) if topic in topics])
+
+    def rows(self, rows: Sequence[int]) -> "StoryActivations":
+        """Return some of the stories, in the order of `rows`."""
         return replace(
             self,
-            values=self.values[rows],
+            values=self.values[list(rows)],
             labels=tuple(self.labels[i] for i in rows),
             topics=tuple(self.topics[i] for i in rows),
         )
@@ -66,6 +74,42 @@ def pool_stories(
     )
 
 
+@contextmanager
+def story_parts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    stories: Sequence[Story],
+    layers: Sequence[int],
+    *,
+    budget: int = 2048,
+    quiet: bool = False,
+    store: ActivationStore | None = None,
+) -> Iterator[Callable[[], Iterator[StoryActivations]]]:
+    """Give a way to go through all stories, `PART` at a time, as often as need be.
+
+    Up to `PART` stories stay in memory. Of more, one part at a time does: the others
+    are kept in `store`, or in a temporary folder, and read back the next time.
+    """
+    pieces = _pieces(stories)
+    how: Any = {"budget": budget, "quiet": quiet}
+    if len(pieces) == 1:
+        only = pool_stories(model, tokenizer, stories, layers, store=store, **how)
+        yield lambda: iter((only,))
+        return
+    with TemporaryDirectory(prefix="emoreg-") as folder:
+        kept = ActivationStore(folder) if store is None else store
+
+        def parts() -> Iterator[StoryActivations]:
+            for piece in pieces:
+                yield pool_stories(model, tokenizer, piece, layers, store=kept, **how)
+
+        yield parts
+
+
+def _pieces(stories: Sequence[Story]) -> list[Sequence[Story]]:
+    return [stories[start : start + PART] for start in range(0, len(stories), PART)]
+
+
 def share_stories(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -78,16 +122,17 @@ def share_stories(
     quiet: bool = False,
 ) -> None:
     """Read this process's share of the stories into a store; wait for the others."""
-    read_share(
-        model,
-        [story_passage(tokenizer, story) for story in stories],
-        layers,
-        store=store,
-        share=share,
-        budget=budget,
-        description="Reading stories",
-        quiet=quiet,
-    )
+    for piece in _pieces(stories):
+        read_share(
+            model,
+            [story_passage(tokenizer, story) for story in piece],
+            layers,
+            store=store,
+            share=share,
+            budget=budget,
+            description="Reading stories",
+            quiet=quiet,
+        )
     share.wait()
 
 

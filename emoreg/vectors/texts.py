@@ -1,6 +1,7 @@
 """What a corpus is made of, and how each piece is checked when it is read."""
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -45,6 +46,31 @@ class Story:
     text: str
     source: str
     """File and line, for example `stories/desperate.jsonl:3`."""
+
+
+def check_splits(stories: Sequence[Story]) -> None:
+    """Check that there is enough to fit, to choose layers and to test.
+
+    Raises:
+        ValueError: If an emotion has fewer than two stories to fit on, or a part of the
+            split has none.
+    """
+    fit = Counter(s.emotion for s in stories if s.topic in EMOTIONS_FIT_TOPICS[:6])
+    emotions = dict.fromkeys(story.emotion for story in stories)
+    for emotion in emotions:
+        if fit[emotion] < 2:
+            raise ValueError(
+                f"each emotion must have at least 2 stories on topics "
+                f"{', '.join(EMOTIONS_FIT_TOPICS[:6])} to fit on, found {fit[emotion]} "
+                f"of `{emotion}`. Add some, or leave it out with `--emotions`"
+            )
+    parts = (EMOTIONS_FIT_TOPICS[6:], "layers"), (EMOTIONS_TEST_TOPICS, "accuracy")
+    for topics, what in parts:
+        if not any(story.topic in topics for story in stories):
+            raise ValueError(
+                f"there must be stories on topics {', '.join(topics)}, by which "
+                f"{what} can be judged, found none. Add one or more for each emotion"
+            )
 
 
 @final
