@@ -1,6 +1,7 @@
 """Activations on disk: what is read back is what a new run gives, bit for bit."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -264,3 +265,23 @@ def free_port() -> int:
     with socket.socket() as opened:
         opened.bind(("", 0))
         return opened.getsockname()[1]
+
+
+def test_a_full_disk_is_said_and_keeps_what_there_is(tmp_path: Path) -> None:
+    store = ActivationStore(tmp_path / "kept")
+    store.put("before", torch.ones(2, 1, 4))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        with pytest.raises(OSError, match="must have room for activations"):
+            store.put("large", torch.ones(2000, 1, 4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path.name for path in store.folder.iterdir()] == ["before.pt"]
+    kept = store.get("before")
+    assert kept is not None
+    assert torch.equal(kept, torch.ones(2, 1, 4))
+    store.put("large", torch.ones(2000, 1, 4))  # control: with room it is kept
+    assert store.get("large") is not None

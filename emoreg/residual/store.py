@@ -71,13 +71,22 @@ class ActivationStore:
         return None
 
     def put(self, key: str, values: Float[Tensor, "span layer d_model"]) -> None:
-        """Keep `values`, whole or not at all."""
+        """Keep `values`, whole or not at all.
+
+        Raises:
+            OSError: If there is no room, or the folder can't be written.
+        """
         path = self._path(key)
         partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}")
         self.folder.mkdir(parents=True, exist_ok=True)  # it may have been cleared
         try:
             torch.save({"key": key, "values": values.cpu().clone()}, partial)
             os.replace(partial, path)
+        except RuntimeError as error:  # how torch says that a file can't be written
+            raise OSError(
+                f"{str(self.folder)!r} must have room for activations, writing stopped "
+                f"({error}). What was kept before is whole: make room and go on"
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
 
