@@ -17,6 +17,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 from transformers import PreTrainedTokenizerFast
 
+from emoreg.residual.steer import steered
 from emoreg.statistics.clusters import adjusted_rand_index
 from emoreg.validation.areas import area
 from emoreg.validation.check import Check, Figure, Matrix
@@ -29,6 +30,7 @@ from emoreg.validation.human_text import human_comments
 from emoreg.validation.lens import logit_lens
 from emoreg.validation.locality import locality
 from emoreg.validation.norms import read_norms
+from emoreg.validation.preference_shift import _asked, choices, shift_figures
 from emoreg.validation.preferences import bradley_terry, preferences
 from emoreg.validation.ranks import Ranked, named
 from emoreg.validation.scenarios import implicit_scenarios
@@ -497,3 +499,40 @@ def test_loving_is_held_against_many_random_directions(planted: Subject) -> None
         gaps.append((other.mean() - one.mean()) / one.std())
     assert found == pytest.approx(float(np.quantile(gaps, 0.95)), rel=1e-4)
     assert found > float(np.mean(gaps)) + 0.3  # control: one direction is often less
+
+
+def test_a_choice_moves_with_what_is_added_to_its_own_tokens(planted: Subject) -> None:
+    questions = [("write a poem", "sort a list"), ("peel an apple", "read the news")]
+    plain = choices(planted, questions)
+    vector = 4 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(3))
+    moved = {on: choices(planted, questions, on=on, vector=vector) for on in (0, 1)}
+    np.testing.assert_array_equal(choices(planted, questions), plain)  # no hook stays
+    for on, odds in moved.items():
+        for row, (one, other) in enumerate(questions):
+            ids, spans = _asked(planted, one, other)
+            said = planted.tokenizer.decode(ids[slice(*spans[on])])
+            assert said == (one, other)[on]
+            where = torch.zeros(1, len(ids), dtype=torch.bool)
+            where[0, slice(*spans[on])] = True
+            with steered(planted.model, {0: vector}, where=where), torch.no_grad():
+                logits = planted.model(torch.tensor([ids])).logits[0, -1]
+            a, b = (
+                planted.tokenizer(x, add_special_tokens=False)["input_ids"][0]
+                for x in "AB"
+            )
+            assert odds[row] == pytest.approx(float(logits[a] - logits[b]), abs=1e-4)
+    # Control: it matters to which of the two it was added.
+    assert not np.allclose(moved[0], moved[1], atol=1e-3)
+    assert not np.allclose(moved[0], plain, atol=1e-3)
+
+
+def test_the_shift_is_that_of_the_log_odds(planted: Subject) -> None:
+    texts = ["write a poem", "sort a list", "peel an apple"]
+    goes_with = {e: float(i) for i, e in enumerate(planted.vectors.emotions)}
+    found = shift_figures(planted, texts, [(0, 1), (1, 2)], goes_with)
+    each = {f.emotion: f.value for f in found if f.emotion}
+    assert len(each) == min(len(goes_with), 12)
+    expected = np.corrcoef([goes_with[e] for e in each], list(each.values()))[0, 1]
+    assert found[0].value == pytest.approx(expected, abs=1e-6)
+    assert found[1].value == pytest.approx(np.mean(np.abs(list(each.values()))))
+    assert set(found[1].controls) == {"random"}

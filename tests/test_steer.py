@@ -275,3 +275,20 @@ def test_the_command_prints_and_exports(
     assert f"--- {emotion} +0.5, sampled" in said
     assert read_control_vector(tmp_path / "out.gguf")
     assert main([*command[:6], "nonesuch", *command[7:], "--strength", "1"]) == 2
+
+
+def test_only_the_tokens_that_are_named_are_moved(
+    tiny_model: Callable[[str], Any],
+) -> None:
+    model, vector = tiny_model("llama"), torch.randn(WIDTH)
+    where = torch.zeros(IDS.shape, dtype=torch.bool)
+    where[0, 2:4], where[1, 5] = True, True
+    before = states(model)
+    with steered(model, {LAYER: vector}, where=where):
+        after = states(model)
+    moved = after[LAYER] - before[LAYER]
+    torch.testing.assert_close(moved, where.unsqueeze(-1) * vector)
+    assert not torch.allclose(moved, vector.expand_as(moved))  # control
+    # Later blocks see it from there on, and no earlier token does.
+    assert torch.equal(after[-1][0, :2], before[-1][0, :2])
+    assert not torch.allclose(after[-1][0, 4:], before[-1][0, 4:])

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from emoreg.residual.layers import checked_layers, d_model, decoder_layers, num_layers
@@ -15,8 +15,10 @@ from emoreg.residual.layers import checked_layers, d_model, decoder_layers, num_
 def steered(
     model: nn.Module,
     additions: Mapping[int, Float[Tensor, " d_model"]],
+    *,
+    where: Bool[Tensor, "batch pos"] | None = None,
 ) -> Iterator[None]:
-    """Add a vector to the output of decoder blocks at every token, inside the block.
+    """Add a vector to the output of decoder blocks, inside the block.
 
     `h_l <- h_l + a_l`. It acts on prompts and on generated tokens alike, with a cache
     or without: each token passes each block once. Gradients flow through. Zero vectors
@@ -26,6 +28,8 @@ def steered(
         model: Any wrapping of a transformers decoder.
         additions: Per decoder block, what is added to its output, in the model's own
             units; see `addition`.
+        where: True at the tokens that it is added to, for forward passes of this shape
+            without a cache; every token when None.
 
     Raises:
         ValueError: If a layer is not the model's, or a vector has another width or is
@@ -43,7 +47,7 @@ def steered(
                 )
             if bool(vector.any()):
                 hooks.callback(
-                    blocks[layer].register_forward_hook(_adding(vector)).remove
+                    blocks[layer].register_forward_hook(_adding(vector, where)).remove
                 )
         yield
 
@@ -63,10 +67,15 @@ def addition(
     return strength * norm * unit
 
 
-def _adding(vector: Float[Tensor, " d_model"]) -> Any:
+def _adding(
+    vector: Float[Tensor, " d_model"], where: Bool[Tensor, "batch pos"] | None
+) -> Any:
     def hook(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> Any:
         stream = output[0] if isinstance(output, tuple) else output
-        moved = stream + vector.to(device=stream.device, dtype=stream.dtype)
+        added = vector.to(device=stream.device, dtype=stream.dtype)
+        if where is not None:
+            added = where.to(stream.device).unsqueeze(-1) * added
+        moved = stream + added
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     return hook

@@ -5,31 +5,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from emoreg.residual.batches import token_batches
-from emoreg.residual.layers import backbone
 from emoreg.validation.check import Check, Figure
 from emoreg.validation.figures import emotion_figures, mean_figure
+from emoreg.validation.preference_shift import (
+    PAIRS,
+    STRENGTH,
+    choices,
+    shift_figures,
+)
 from emoreg.validation.subject import Subject
 from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
 
 NAME = "preferences"
-ROUNDS, RIDGE, BUDGET = 8, 0.05, 2048
-"""Opponents of each activity; the ridge on strengths; tokens per batch."""
+ROUNDS, RIDGE = 8, 0.05
+"""Opponents of each activity; the ridge on strengths."""
 THRESHOLD = 0.3
 QUESTION = "Do readings go with what the model would rather do?"
-ASKED = (
-    "Which of these two would you rather do?\nA: {one}\nB: {other}\n"
-    "Answer with A or B alone."
-)
 
 
 def preferences(subject: Subject) -> Check:
@@ -42,7 +40,15 @@ def preferences(subject: Subject) -> Check:
     """
     texts = [row["text"] for row in subject.corpus.records("activities")]
     pairs = _pairs(len(texts), subject.seed)
-    odds = _log_odds(subject, texts, pairs)
+    asked = [(texts[i], texts[j]) for i, j in pairs]
+    turned = [(other, one) for one, other in asked]
+    odds = np.stack(
+        [
+            choices(subject, asked, bar="Asking for preferences"),
+            choices(subject, turned, bar="Asking the other way round"),
+        ],
+        axis=1,
+    )
     strengths = bradley_terry(len(texts), pairs, expit((odds[:, 0] - odds[:, 1]) / 2))
     values = subject.means(
         [subject.prompt(f"{text}.") for text in texts], description="Reading activities"
@@ -53,6 +59,8 @@ def preferences(subject: Subject) -> Check:
     ]
     reader, layer = figures[0].reader, subject.layer_of[figures[0].reader]
     each, found = _each(subject.vectors, values, strengths, reader, layer)
+    goes_with = {figure.emotion: figure.value for figure in each}
+    moved = shift_figures(subject, texts, pairs, goes_with)
     steady = float(((odds[:, 0] > 0) != (odds[:, 1] > 0)).mean())
     return Check(
         name=NAME,
@@ -61,11 +69,14 @@ def preferences(subject: Subject) -> Check:
             f"{len(pairs)} pairs of {len(texts)} activities, each in both orders; "
             "Bradley-Terry strengths from the probabilities of A and B; correlation "
             "over activities with the reading when one is asked for by itself. The "
-            "mean size over emotions; interval: bootstrap over emotions."
+            "mean size over emotions; interval: bootstrap over emotions. Beside it the "
+            f"shift of the log-odds by steering on the activity's tokens at {STRENGTH} "
+            f"of the mean norm, {PAIRS} pairs, for the emotions that go most with the "
+            "choices and most against them."
         ),
         headline=figures[0],
         threshold=THRESHOLD,
-        figures=(*figures, _steadiness(steady, len(pairs)), *each),
+        figures=(*figures, _steadiness(steady, len(pairs)), *moved, *each),
         notes=(
             f"{found} of {len(subject.vectors.emotions)} emotions go with the choices "
             "(false discovery rate 5 %).",
@@ -108,35 +119,6 @@ def _pairs(many: int, seed: int) -> list[tuple[int, int]]:
         around = [*order[1:], order[0]]
         found |= {(min(p), max(p)) for p in zip(order, around, strict=True)}
     return sorted(found)
-
-
-def _log_odds(
-    subject: Subject, texts: Sequence[str], pairs: Sequence[tuple[int, int]]
-) -> Float[np.ndarray, "pair order"]:
-    """Return the log-odds of A over B, the pair as given and turned round."""
-    prompts = [
-        subject.prompt(ASKED.format(one=texts[a], other=texts[b])).ids
-        for i, j in pairs
-        for a, b in ((i, j), (j, i))
-    ]
-    ids = [subject.tokenizer(x, add_special_tokens=False)["input_ids"] for x in "AB"]
-    letters = [ids[0][0], ids[1][0]]
-    model: Any = subject.model
-    decoder: Any = backbone(model)
-    head = model.get_output_embeddings()
-    device = next(model.parameters()).device
-    found = torch.zeros(len(prompts))
-    bar = tqdm(total=len(prompts), desc="Asking for preferences", disable=subject.quiet)
-    with torch.no_grad(), bar:
-        for batch in token_batches(prompts, budget=BUDGET, pad_id=0):
-            mask = batch.attention_mask.to(device)
-            out = decoder(input_ids=batch.input_ids.to(device), attention_mask=mask)
-            rows = torch.arange(len(batch.rows), device=device)
-            last = out.last_hidden_state[rows, mask.sum(1) - 1]
-            logits = head(last)[:, letters].float()
-            found[list(batch.rows)] = (logits[:, 0] - logits[:, 1]).cpu()
-            bar.update(len(batch.rows))
-    return found.reshape(-1, 2).numpy()
 
 
 def _correlations(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.pooling import Passage, span_means
+from emoreg.residual.spans import word_spans
 from emoreg.residual.store import ActivationStore
 from emoreg.residual.tokens import render
 from emoreg.vectors.audit_readers import LabelledTexts
@@ -27,25 +28,8 @@ def turn_spans(
         ValueError: If the template changes a message so that it can't be found.
     """
     text = render(tokenizer, [dict(message) for message in messages])
-    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets: list[tuple[int, int]] = coded["offset_mapping"]
-    spans, start = [], 0
-    for message in messages:
-        words = str(message["content"]).strip()
-        first = text.find(words, start)
-        inside = [
-            place
-            for place, (begin, end) in enumerate(offsets)
-            if end > begin and begin < first + len(words) and end > first
-        ]
-        if first < 0 or not inside:
-            raise ValueError(
-                "the chat template must keep what a message says, so that its tokens "
-                f"can be found; it changed {words[:40]!r}. Use texts that it keeps"
-            )
-        spans.append((inside[0], inside[-1] + 1))
-        start = first + len(words)
-    return tuple(coded["input_ids"]), tuple(spans)
+    said = [str(message["content"]) for message in messages]
+    return word_spans(tokenizer, text, said)
 
 
 def pool_dialogues(
