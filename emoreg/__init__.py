@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from emoreg.vectors.extract import extract
     from emoreg.vectors.fit import VectorFitter
     from emoreg.vectors.steering import steer
+    from emoreg.writing.endpoint import EndpointWriter
+    from emoreg.writing.local import LocalWriter
+    from emoreg.writing.write import stories
 
 __version__ = "0.1.0"
 
@@ -54,7 +57,9 @@ __all__ = [
     "Corpus",
     "EmotionTrainerMixin",
     "EmotionVectors",
+    "EndpointWriter",
     "Feedback",
+    "LocalWriter",
     "MeaningAnchor",
     "Monitor",
     "ProbeSet",
@@ -75,6 +80,7 @@ __all__ = [
     "measure",
     "presets",
     "steer",
+    "stories",
     "validate",
     "watch",
 ]
@@ -87,7 +93,9 @@ _HOMES = {
     "Corpus": "emoreg.vectors.corpus",
     "EmotionTrainerMixin": "emoreg.training.mixin",
     "EmotionVectors": "emoreg.vectors.emotion_vectors",
+    "EndpointWriter": "emoreg.writing.endpoint",
     "Feedback": "emoreg.training.outcomes.sources",
+    "LocalWriter": "emoreg.writing.local",
     "MeaningAnchor": "emoreg.losses.anchors",
     "Monitor": "emoreg.training.watching.monitor",
     "ProbeSet": "emoreg.training.watching.probe_set",
@@ -106,6 +114,7 @@ _HOMES = {
     "lora_config": "emoreg.training.adapters",
     "measure": "emoreg.comparison.measure",
     "steer": "emoreg.vectors.steering",
+    "stories": "emoreg.writing.write",
     "validate": "emoreg.comparison.validate",
     "watch": "emoreg.training.watch",
 }

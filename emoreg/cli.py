@@ -14,6 +14,7 @@ from emoreg.commands import (
     measure,
     quickstart,
     steer,
+    stories,
     validate,
 )
 
@@ -21,6 +22,7 @@ _COMMANDS = {
     "quickstart": quickstart,
     "extract": extract,
     "validate": validate,
+    "stories": stories,
     "steer": steer,
     "calibrate": calibrate,
     "measure": measure,

@@ -15,6 +15,7 @@ FLOORS = (
     "residual",
     "statistics",
     "vectors",
+    "writing",
     "validation",
     "losses",
     "training",
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "residual": {"torch", "transformers"},
     "statistics": {"scipy"},
     "vectors": {"torch", "transformers", "safetensors", "huggingface_hub", "gguf"},
+    "writing": {"torch", "transformers", "openai"},
     "validation": {"torch", "transformers", "safetensors", "scipy"},
     "losses": {"torch"},
     "training": {
@@ -44,7 +46,7 @@ MAY_IMPORT = {
     "data": set(),
 }
 # Each in one file of the package.
-IN_ONE_FILE = ("peft", "wandb", "trackio", "matplotlib", "plotly")
+IN_ONE_FILE = ("peft", "openai", "wandb", "trackio", "matplotlib", "plotly")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 BAD_NAMES = {"utils.py", "helpers.py", "common.py"}

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import numpy as np
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.figures import FigureSet
 from emoreg.statistics.bootstrap import Intervals
+from emoreg.vectors.whole_files import write_whole
 
 SCHEMA = "emoreg.report/1"
 _INTERVALS = ("slope", "change", "ratio", "after_minus")
@@ -142,17 +142,6 @@ def require_writable(folder: Path) -> None:
             f"`folder` must be a folder that can be written, found {folder} "
             f"({error.strerror}); choose another one or change its permissions."
         ) from error
-
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file beside its place, then rename it into place."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
 
 
 def _columns(figures: FigureSet, arm: str) -> dict[str, np.ndarray]:

@@ -16,7 +16,6 @@ from emoreg.comparison.export import (
     plain,
     require_writable,
     to_text,
-    write_whole,
 )
 from emoreg.residual.layers import d_model, model_name, num_layers
 from emoreg.residual.store import ActivationStore
@@ -33,6 +32,7 @@ from emoreg.validation.side_by_side import side_by_side
 from emoreg.validation.subject import Subject
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.whole_files import write_whole
 
 SCHEMA = "emoreg.validation/1"
 

@@ -133,7 +133,12 @@ class Corpus:
         return self._emotions
 
     def roles(self) -> Roles:
-        """Return which emotions a loss may use and which only an audit may."""
+        """Return which emotions a loss may use and which only an audit may.
+
+        A folder without `roles.json` has those of the packaged corpus.
+        """
+        if not (self.root / "roles.json").is_file():
+            return Corpus.packaged().roles()
         return roles_from(
             read_json(self.root / "roles.json", self.root), set(self._emotions)
         )

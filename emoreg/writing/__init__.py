@@ -1,0 +1,1 @@
+"""Writing a corpus with the user's own model, as the paper did."""

@@ -1,0 +1,142 @@
+"""What a text must be to be taken; every refusal has a reason."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+from emoreg.vectors.corpus import Corpus
+from emoreg.vectors.steering import repeated_pairs
+from emoreg.vectors.wording import name_in
+from emoreg.writing.plan import DIALOGUES, NEUTRAL, Request
+from emoreg.writing.prompts import SEPARATOR
+
+EMPTY, SHORT, LONG = "empty", "too short", "too long"
+NAMED, ABOUT_TASK = "names an emotion", "talks about the task"
+REPEATING, CUT_OFF = "repeats itself", "cut off"
+NO_DIALOGUE, DUPLICATE, NEAR = "no dialogue", "duplicate", "near duplicate"
+REASONS: Final = (
+    *(EMPTY, SHORT, LONG, NAMED, ABOUT_TASK),
+    *(REPEATING, CUT_OFF, NO_DIALOGUE, DUPLICATE, NEAR),
+)
+
+FEWEST_WORDS, MOST_WORDS = 50, 400
+"""A story is read from its 50th token on, and no tokenizer has fewer tokens than
+words."""
+MOST_REPEATED = 0.35
+"""Share of word pairs that stand earlier in the text already."""
+GRAM, MOST_SHARED = 8, 0.3
+"""Runs of so many words, and the share of them that another text may have too."""
+_TASK = re.compile(
+    r"\b(?:as an? (?:ai|assistant|language model)|language model|i(?:'m| am) sorry,"
+    r"? but|i can(?:'t|not) (?:write|help|create|fulfil)|here(?:'s| is| are) (?:a|an|"
+    r"the|your|one|two|three|\d+)\b[^.]*(?:scene|story|stories|paragraph|dialogue|"
+    r"conversation|exchange)|the (?:scene|story) shows|word count|"
+    r"(?:first|third)[- ]person (?:scene|story))",
+    re.IGNORECASE,
+)
+_TURN = re.compile(r"^\W*(User|Assistant)\W*:[\s*]*", re.IGNORECASE | re.MULTILINE)
+_ENDS: Final = (".", "!", "?", '"', "'", "”", "’", "…", ")", "`")
+EVERYDAY: Final = frozenset(
+    {
+        *("alert", "aroused", "content", "defiant", "dependent", "docile", "hope"),
+        *("hurt", "kind", "mad", "patient", "playful", "proud", "reflective"),
+        *("refreshed", "resigned", "restless", "safe", "sensitive", "shaken"),
+        *("shocked", "stimulated", "stuck", "stressed", "tense", "tired", "trapped"),
+        *("vibrant", "vulnerable", "worn out", "disturbed", "at ease", "on edge"),
+    }
+)
+"""Emotion words that facts need too (a kind of bolt, a trapped bubble): neutral text
+may have them."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """One text of an answer, and why it can't be taken; empty if it can."""
+
+    text: str
+    reason: str = ""
+
+
+def drafts(request: Request, answer: str) -> list[Draft]:
+    """Return the texts of an answer, each judged by itself."""
+    parts = [part.strip() for part in answer.split(SEPARATOR)]
+    found = [Draft(text=part, reason=_reason(request, part)) for part in parts if part]
+    return found or [Draft(text="", reason=EMPTY)]
+
+
+def messages_in(text: str) -> list[dict[str, str]]:
+    """Return the turns of a written dialogue; none if it is not one.
+
+    The user begins, the speakers take turns, and each says something.
+    """
+    marks = list(_TURN.finditer(text))
+    if len(marks) < 2 or text[: marks[0].start()].strip():
+        return []
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    turns = [
+        {"role": mark[1].lower(), "content": text[mark.end() : end].strip()}
+        for mark, end in zip(marks, ends, strict=True)
+    ]
+    roles = ["user" if place % 2 == 0 else "assistant" for place in range(len(turns))]
+    proper = [t["role"] for t in turns] == roles and all(t["content"] for t in turns)
+    return turns if proper else []
+
+
+@final
+class Seen:
+    """The texts that were taken, so that none is taken twice."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._texts: set[str] = set()
+        self._grams: set[tuple[str, ...]] = set()
+
+    def reason(self, text: str) -> str:
+        """Return why a text is too much like those before it; empty if it is not."""
+        words = _words(text)
+        if " ".join(words) in self._texts:
+            return DUPLICATE
+        grams = _grams(words)
+        shared = sum(gram in self._grams for gram in grams)
+        return NEAR if grams and shared > MOST_SHARED * len(grams) else ""
+
+    def add(self, text: str) -> None:
+        """Remember a text that was taken."""
+        words = _words(text)
+        self._texts.add(" ".join(words))
+        self._grams.update(_grams(words))
+
+
+def _reason(request: Request, text: str) -> str:
+    """Return the first reason why a text can't be taken; empty if there is none."""
+    words = text.split()
+    dialogue = request.kind == DIALOGUES or request.form == "dialogue"
+    fewest = FEWEST_WORDS // 2 if dialogue else FEWEST_WORDS
+    faults: Mapping[str, bool] = {
+        SHORT: len(words) < fewest,
+        LONG: len(words) > MOST_WORDS,
+        ABOUT_TASK: bool(_TASK.search(text)),
+        REPEATING: repeated_pairs(text) > MOST_REPEATED,
+        CUT_OFF: not text.endswith(_ENDS),
+        NO_DIALOGUE: dialogue and not messages_in(text),
+        NAMED: any(name_in(text, emotion) for emotion in _banned(request)),
+    }
+    return next((reason for reason, fault in faults.items() if fault), "")
+
+
+def _banned(request: Request) -> Sequence[str]:
+    if request.kind == NEUTRAL:
+        return [e for e in Corpus.packaged().emotions() if e not in EVERYDAY]
+    return [emotion for emotion in (request.emotion, request.shown) if emotion]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _grams(words: Sequence[str]) -> set[tuple[str, ...]]:
+    return {
+        tuple(words[start : start + GRAM]) for start in range(len(words) - GRAM + 1)
+    }

@@ -1,0 +1,150 @@
+"""What is asked for: every request of a corpus, in a fixed order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+from emoreg.vectors.corpus import Corpus
+from emoreg.vectors.records import choose
+from emoreg.vectors.texts import EMOTIONS_TEST_TOPICS
+
+STORIES, NEUTRAL, DIALOGUES, MASKED = "stories", "neutral", "dialogues", "masked"
+KINDS: Final = (STORIES, NEUTRAL, DIALOGUES, MASKED)
+SPEAKERS: Final = ("user", "assistant")
+SETTINGS: Final = {
+    "t01": "a letter or message arrives at home",
+    "t02": "the last hour of a shift at work",
+    "t03": "results are posted",
+    "t04": "something is repaired",
+    "t05": "a family meal",
+    "t06": "a journey",
+    "t07": "a match or contest",
+    "t08": "a garden, a field or an orchard",
+    "t09": "someone moves house",
+    "t10": "a rehearsal, a lesson or a performance",
+    "t11": "a program or a machine must work by a deadline",
+    "t12": "a walk at night or by water",
+}
+"""The topics of stories; they decide between fit and test."""
+_DIALOGUE_TOPICS = ("t01", "t04", "t09")
+_MASKED_TOPICS = ("t02", "t05", "t07", "t10")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One thing to be written, which may be several texts at once."""
+
+    key: str
+    """Stable: the same wish has the same key in every run."""
+    kind: str
+    topic: str
+    """A topic's number, or for neutral text what it is about."""
+    split: str
+    emotion: str = ""
+    shown: str = ""
+    """What is shown where something else is felt."""
+    speaker: str = ""
+    perspective: str = ""
+    form: str = ""
+    """`dialogue` or `prose`, for neutral text."""
+    texts: int = 1
+
+
+def plan(
+    emotions: Sequence[str], kinds: Sequence[str], per_topic: int
+) -> tuple[Request, ...]:
+    """Return all requests.
+
+    Stories: every emotion on twelve topics, odd ones in the third person and even ones
+    in the first, as in the packaged corpus. Neutral text: the packaged corpus's
+    subjects, as dialogue or prose. Dialogues: every emotion felt by the user and by the
+    assistant, on three topics. Masked: every emotion felt, up to four others shown.
+
+    Args:
+        emotions: Emotion concepts.
+        kinds: Of `KINDS`.
+        per_topic: Stories of each emotion and topic.
+
+    Raises:
+        ValueError: On an unknown kind, or fewer than one story per topic.
+    """
+    if per_topic < 1:
+        raise ValueError(f"`per_topic` must be 1 or more, got {per_topic}")
+    made = {
+        STORIES: lambda: _stories(emotions, per_topic),
+        NEUTRAL: _neutral,
+        DIALOGUES: lambda: _dialogues(emotions),
+        MASKED: lambda: _masked(emotions),
+    }
+    chosen = {choose(kind, KINDS, parameter="kinds") for kind in kinds}
+    return tuple(r for kind in KINDS if kind in chosen for r in made[kind]())
+
+
+def _stories(emotions: Sequence[str], per_topic: int) -> list[Request]:
+    return [
+        Request(
+            key=f"story/{emotion}/{topic}",
+            kind=STORIES,
+            topic=topic,
+            split=_split(topic),
+            emotion=emotion,
+            perspective="third" if int(topic[1:]) % 2 else "first",
+            texts=per_topic,
+        )
+        for emotion in emotions
+        for topic in SETTINGS
+    ]
+
+
+def _neutral() -> list[Request]:
+    return [
+        Request(
+            key=f"neutral/{passage.id}",
+            kind=NEUTRAL,
+            topic=passage.topic,
+            split=passage.split,
+            form="prose" if passage.messages is None else "dialogue",
+        )
+        for passage in Corpus.packaged().neutral("all")
+    ]
+
+
+def _dialogues(emotions: Sequence[str]) -> list[Request]:
+    return [
+        Request(
+            key=f"dialogue/{emotion}/{speaker}/{topic}",
+            kind=DIALOGUES,
+            topic=topic,
+            split=_split(topic),
+            emotion=emotion,
+            speaker=speaker,
+        )
+        for emotion in emotions
+        for speaker in SPEAKERS
+        for topic in _DIALOGUE_TOPICS
+    ]
+
+
+def _masked(emotions: Sequence[str]) -> list[Request]:
+    requests = []
+    for place, felt in enumerate(emotions):
+        # The others in turn, from the next one on: every emotion is shown as often.
+        others = [*emotions[place + 1 :], *emotions[:place]]
+        step = max(1, len(others) // len(_MASKED_TOPICS))
+        for topic, shown in zip(_MASKED_TOPICS, others[::step], strict=False):
+            requests.append(
+                Request(
+                    key=f"masked/{felt}/{shown}/{topic}",
+                    kind=MASKED,
+                    topic=topic,
+                    split=_split(topic),
+                    emotion=felt,
+                    shown=shown,
+                )
+            )
+    return requests
+
+
+def _split(topic: str) -> str:
+    return "test" if topic in EMOTIONS_TEST_TOPICS else "fit"
