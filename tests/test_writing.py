@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -486,9 +488,13 @@ def test_a_full_disk_leaves_files_whole(tmp_path: Path) -> None:
 
 
 def test_a_model_that_writes_nonsense_has_its_texts_refused(
-    tiny_model: Build, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    tiny_model: Build,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    local = LocalWriter(tiny_model("llama"), tokenizer, batch=5, max_new_tokens=8)
+    monkeypatch.setattr("emoreg.writing.write.TOKENS", 8)
+    local = LocalWriter(tiny_model("llama"), tokenizer, batch=5)
     found = stories(local, tmp_path, emotions=("calm",), kinds=("stories",), quiet=True)
     assert found.taken == {"stories": 0}
     assert len(found.given_up) == 12
@@ -502,11 +508,11 @@ def test_a_model_that_writes_nonsense_has_its_texts_refused(
 def test_a_seed_is_what_sampling_depends_on(
     tiny_model: Build, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    local = LocalWriter(tiny_model("llama"), tokenizer, batch=2, max_new_tokens=12)
+    local = LocalWriter(tiny_model("llama"), tokenizer, batch=2)
     said = ({"role": "user", "content": "Go on."},)
 
     def written(*seeds: int) -> list[str]:
-        prompts = [Prompt(messages=said, seed=seed) for seed in seeds]
+        prompts = [Prompt(messages=said, seed=seed, tokens=12) for seed in seeds]
         found = dict(local.answers(prompts))
         return [found[place] for place in range(len(seeds))]
 
@@ -517,3 +523,71 @@ def test_a_seed_is_what_sampling_depends_on(
     assert written(3, 4, 5) == one
     assert written(8, 9, 10) != one  # control
     assert len(one) == 3
+
+
+# ------------------------------------------------------------- trained weights
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Give the address of `transformers serve` with the demo model, and its name."""
+    import emoreg
+
+    model, tokenizer = emoreg.demo.load()
+    folder = tmp_path_factory.mktemp("served")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    log = (folder / "log").open("w")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "transformers.cli.transformers", "serve"),
+            *("--host", "127.0.0.1", "--port", port, "--device", "cpu", str(folder)),
+        ],
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5)
+            break
+        except OSError:
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.5)
+    yield f"{url}/v1", str(folder)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    log.close()
+
+
+@pytest.mark.slow
+def test_a_real_endpoint_writes(served: tuple[str, str], tmp_path: Path) -> None:
+    """What is taken must be as it must be; how much is, a small model decides."""
+    url, name = served
+    asked = EndpointWriter(url, name, concurrency=2)
+    found = stories(asked, tmp_path, emotions=("calm",), kinds=("stories",), quiet=True)
+    total = found.taken["stories"] + sum(found.rejected.values())
+    assert total >= 12
+    assert found.taken["stories"] + len(found.given_up) == 12
+    assert found.taken["stories"] > 0
+    for story in Corpus(tmp_path).stories(split="all"):
+        assert len(story.text.split()) >= checks.FEWEST_WORDS
+    before = (tmp_path / NAME).read_bytes()
+    again = stories(asked, tmp_path, emotions=("calm",), kinds=("stories",), quiet=True)
+    assert again.lines() == found.lines()
+    assert (tmp_path / NAME).read_bytes() == before  # nothing was asked again
+
+
+@pytest.mark.slow
+def test_a_real_endpoint_says_why_it_refuses(
+    served: tuple[str, str], tmp_path: Path
+) -> None:
+    url, _ = served
+    with pytest.raises(ConnectionError, match=r"status 400: .*requested 'another'"):
+        stories(
+            EndpointWriter(url, "another"), tmp_path, emotions=("calm",), quiet=True
+        )

@@ -28,7 +28,6 @@ class EndpointWriter:
         *,
         concurrency: int = 8,
         temperature: float = 0.9,
-        max_tokens: int = 400,
         timeout: float = 120.0,
         key_variable: str = "OPENAI_API_KEY",
         pause: float = PAUSE,
@@ -41,7 +40,6 @@ class EndpointWriter:
             model: Its name there.
             concurrency: Requests at a time.
             temperature: Of sampling.
-            max_tokens: Longest answer.
             timeout: Seconds to wait for one.
             key_variable: Environment variable with the key; it is neither logged nor
                 written. Endpoints that want none need none.
@@ -64,12 +62,11 @@ class EndpointWriter:
             max_retries=0,  # counted here, where what holds no text counts as well
         )
         self._url, self._model, self._concurrency = url, model, concurrency
-        self._how = {"temperature": temperature, "max_tokens": max_tokens}
-        self._pause = pause
+        self._temperature, self._pause = temperature, pause
 
     def settings(self) -> dict[str, Any]:
         """Return the model's name and how it samples; not where it is."""
-        return {"model": self._model, **self._how}
+        return {"model": self._model, "temperature": self._temperature}
 
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
         """Yield each prompt's place with its answer, as each comes.
@@ -124,7 +121,8 @@ class EndpointWriter:
                 model=self._model,
                 messages=[dict(message) for message in prompt.messages],
                 seed=prompt.seed,
-                **self._how,
+                max_tokens=prompt.tokens,
+                temperature=self._temperature,
             )
         except APIStatusError as error:
             status = error.status_code
@@ -132,8 +130,9 @@ class EndpointWriter:
                 return None, f"status {status}"
             raise ConnectionError(
                 f"the endpoint must take the request, it refused it with status "
-                f"{status}: {error.message[:300]}. What was written is kept: mend the "
-                "address, the model's name or the key, and give the command again"
+                f"{status}: {error.response.text[:300]}. What was written is kept: "
+                "mend the address, the model's name or the key, and give the command "
+                "again"
             ) from error
         except APIConnectionError as error:
             return None, f"{error} {error.__cause__ or ''}".strip()

@@ -28,7 +28,6 @@ class LocalWriter:
         *,
         batch: int = 8,
         temperature: float = 0.9,
-        max_new_tokens: int = 400,
     ) -> None:
         """Write with `model`.
 
@@ -38,15 +37,11 @@ class LocalWriter:
         render(tokenizer, [{"role": "user", "content": "."}])
         self._model: Any = model
         self._tokenizer, self._batch = tokenizer, batch
-        self._temperature, self._longest = temperature, max_new_tokens
+        self._temperature = temperature
 
     def settings(self) -> dict[str, Any]:
         """Return the model's name and how it samples."""
-        return {
-            "model": model_name(self._model),
-            "temperature": self._temperature,
-            "max_tokens": self._longest,
-        }
+        return {"model": model_name(self._model), "temperature": self._temperature}
 
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
         """Yield each prompt's place with what was sampled, batch by batch."""
@@ -80,7 +75,7 @@ class LocalWriter:
                 temperature=self._temperature,
                 top_p=0.95,
                 top_k=None,
-                max_new_tokens=self._longest,
+                max_new_tokens=max(prompt.tokens for prompt in prompts),
                 pad_token_id=tokenizer.pad_token_id,
             )
         said = out[:, inputs["input_ids"].shape[1] :]

@@ -16,6 +16,9 @@ from emoreg.writing.plan import KINDS, NEUTRAL, STORIES, Request, plan
 from emoreg.writing.prompts import messages_for
 from emoreg.writing.writer import Prompt, Writer
 
+TOKENS = 300
+"""Longest answer for each text asked for: 150 words are about 200 tokens."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -117,6 +120,7 @@ def _ask(
         Prompt(
             messages=tuple(messages_for(request)),
             seed=_seed(seed, request.key, attempt),
+            tokens=TOKENS * request.texts,
         )
         for request, attempt in missing
     ]

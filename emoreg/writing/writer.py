@@ -7,10 +7,13 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """A conversation to be answered, with a seed of its own."""
+    """A conversation to be answered."""
 
     messages: tuple[Mapping[str, str], ...]
     seed: int
+    """Its own, so that it does not depend on what else is asked."""
+    tokens: int
+    """Longest answer."""
 
 
 @runtime_checkable
