@@ -14,8 +14,10 @@ from emoreg.validation.held_out import held_out_stories
 from emoreg.validation.human_text import human_comments, rated_sentences
 from emoreg.validation.lens import logit_lens
 from emoreg.validation.locality import locality
+from emoreg.validation.masking import masking
 from emoreg.validation.preferences import preferences
 from emoreg.validation.scenarios import implicit_scenarios
+from emoreg.validation.speakers import speakers
 from emoreg.validation.stability import split_halves
 from emoreg.validation.steering import steering
 from emoreg.validation.subject import Subject
@@ -52,6 +54,8 @@ def battery(sources: Sources) -> tuple[Callable[[Subject], Check], ...]:
         lambda subject: valence(subject, sources.norms),
         paper_clusters,
         dialogues,
+        speakers,
+        masking,
         lambda subject: human_comments(subject, sources.goemotions),
         lambda subject: rated_sentences(subject, sources.emobank),
     )

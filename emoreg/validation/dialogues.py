@@ -5,7 +5,7 @@ from dataclasses import replace
 from emoreg.validation.areas import Texts, judged_by_area
 from emoreg.validation.check import Check
 from emoreg.validation.subject import Subject
-from emoreg.vectors.dialogues import over_turns, own_words
+from emoreg.vectors.dialogues import over_turns, words_of
 
 NAME = "dialogues"
 THRESHOLD, FEWEST, ENOUGH = 0.7, 5, 2
@@ -35,7 +35,7 @@ def dialogues(subject: Subject) -> Check:
     if len(labels) < FEWEST:
         reason = f"{len(labels)} of the emotions have dialogues, {FEWEST} are needed"
         return replace(BLANK, not_run=reason)
-    passages = own_words(subject.tokenizer, rows)
+    passages = words_of(subject.tokenizer, rows)
     means = subject.means(passages, description="Reading dialogues")
     texts = Texts(
         values=over_turns(means, passages),

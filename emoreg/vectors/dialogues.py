@@ -15,6 +15,9 @@ from emoreg.residual.tokens import render
 from emoreg.vectors.audit_readers import LabelledTexts
 from emoreg.vectors.corpus import Corpus
 
+OWN, OTHER = "own", "other"
+"""Words of who feels something, and of the other speaker."""
+
 
 def turn_spans(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
@@ -43,7 +46,7 @@ def pool_dialogues(
     store: ActivationStore | None = None,
 ) -> Float[Tensor, "dialogue layer d_model"]:
     """Return each dialogue's mean activation over the words of who feels something."""
-    passages = own_words(tokenizer, dialogues)
+    passages = words_of(tokenizer, dialogues)
     means = span_means(
         model,
         passages,
@@ -78,24 +81,29 @@ def labelled_dialogues(
     return LabelledTexts(values=values, labels=tuple(row["emotion"] for row in rows))
 
 
-def own_words(
-    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Mapping[str, Any]]
+def words_of(
+    tokenizer: PreTrainedTokenizerBase,
+    dialogues: Sequence[Mapping[str, Any]],
+    whose: str = OWN,
 ) -> list[Passage]:
-    """Return each dialogue with a span for every turn of who feels something."""
-    return [_own_turns(tokenizer, dialogue) for dialogue in dialogues]
+    """Return each dialogue with a span for every turn of one speaker.
+
+    `whose` is `OWN` for who feels something, or `OTHER` for the other one.
+    """
+    return [_turns(tokenizer, dialogue, whose) for dialogue in dialogues]
 
 
-def _own_turns(
-    tokenizer: PreTrainedTokenizerBase, dialogue: Mapping[str, Any]
+def _turns(
+    tokenizer: PreTrainedTokenizerBase, dialogue: Mapping[str, Any], whose: str
 ) -> Passage:
     ids, spans = turn_spans(tokenizer, dialogue["messages"])
     speakers = [message["role"] for message in dialogue["messages"]]
-    own = [
+    chosen = [
         span
         for span, speaker in zip(spans, speakers, strict=True)
-        if speaker == dialogue["speaker"]
+        if (speaker == dialogue["speaker"]) == (whose == OWN)
     ]
-    return Passage(ids=ids, spans=tuple(own))
+    return Passage(ids=ids, spans=tuple(chosen))
 
 
 def over_turns(

@@ -142,11 +142,20 @@ def story_passage(tokenizer: PreTrainedTokenizerBase, story: Story) -> Passage:
     Raises:
         ValueError: If it has fewer than 50 tokens.
     """
-    ids = tuple(tokenizer(story.text)["input_ids"])
+    return text_passage(tokenizer, story.text, story.source)
+
+
+def text_passage(tokenizer: PreTrainedTokenizerBase, text: str, source: str) -> Passage:
+    """Return a text's tokens, to be averaged from the 50th on.
+
+    Raises:
+        ValueError: If it has fewer than 50 tokens; `source` says which text.
+    """
+    ids = tuple(tokenizer(text)["input_ids"])
     if len(ids) < FIRST_TOKEN:
         raise ValueError(
             f"a story must have at least {FIRST_TOKEN} tokens, since activations are "
-            f"averaged from the {FIRST_TOKEN}th on; {story.source} has {len(ids)}. "
+            f"averaged from the {FIRST_TOKEN}th on; {source} has {len(ids)}. "
             "Lengthen it or take it out"
         )
     return Passage(ids=ids, spans=((FIRST_TOKEN - 1, len(ids)),))

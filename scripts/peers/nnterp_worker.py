@@ -1,4 +1,4 @@
-"""nnterp: `collect_token_activations_batched` of a StandardizedTransformer."""
+"""nnterp: `collect_token_activations_batched`, which stops at the layer; last token."""
 
 from collections.abc import Sequence
 
@@ -8,30 +8,33 @@ from nnterp.nnsight_utils import collect_token_activations_batched
 from worker import Read, in_batches, run
 
 BATCH = 32
+"""The call has no default; repeng's, for want of another."""
 
 
-def _reader(
-    path: str, dtype: torch.dtype, layer: int, size: int, *, all_layers: bool
-) -> Read:
+def _reader(path: str, dtype: torch.dtype, layer: int) -> Read:
     model = StandardizedTransformer(
         path, dtype=dtype, device_map="cpu", check_renaming=False
     )
-    layers = None if all_layers else [layer]
 
-    def read(texts: Sequence[str]) -> torch.Tensor:
-        found = collect_token_activations_batched(model, list(texts), size, layers)
-        return found[layer if all_layers else 0].float()
+    def read(texts: Sequence[str], size: int) -> torch.Tensor:
+        # Its tokenizer pads on the left, so that the last token is the last place.
+        found = collect_token_activations_batched(model, list(texts), size, [layer])
+        return found[0].float()
 
     return read
 
 
 def defaults(path: str, dtype: torch.dtype, layer: int) -> Read:
-    return _reader(path, dtype, layer, BATCH, all_layers=True)
+    read = _reader(path, dtype, layer)
+    return lambda texts, _size: read(texts, BATCH)
 
 
 def best(path: str, dtype: torch.dtype, layer: int) -> Read:
-    read = _reader(path, dtype, layer, 8, all_layers=False)
-    return lambda texts: in_batches(read, texts, 8)
+    read = _reader(path, dtype, layer)
+    return lambda texts, size: in_batches(lambda part: read(part, size), texts, size)
 
 
-run({"defaults": defaults, "best": best})
+run(
+    defaults=(f"batches of {BATCH}", defaults),
+    best=("sorted batches", best),
+)

@@ -1,40 +1,39 @@
 """repeng: `batched_get_hiddens`, which its ControlVector.train calls; last token."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from repeng.extract import batched_get_hiddens
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from worker import Read, in_batches, run
 
 BATCH = 32
-"""The default of `ControlVector.train`, which reads all layers but the first."""
+"""The default of `ControlVector.train`."""
 
 
-def _load(path: str, dtype: torch.dtype) -> tuple:
+def _reader(kind: Any, path: str, dtype: torch.dtype, layer: int) -> Read:
     tokenizer = AutoTokenizer.from_pretrained(path)
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval(), tokenizer
+    model = kind.from_pretrained(path, dtype=dtype).eval()
 
-
-def defaults(path: str, dtype: torch.dtype, layer: int) -> Read:
-    model, tokenizer = _load(path, dtype)
-    layers = list(range(1, model.config.num_hidden_layers))
-
-    def read(texts: Sequence[str]) -> torch.Tensor:
-        found = batched_get_hiddens(model, tokenizer, list(texts), layers, BATCH)
+    def read(texts: Sequence[str], size: int) -> torch.Tensor:
+        found = batched_get_hiddens(model, tokenizer, list(texts), [layer], size)
         return torch.from_numpy(found[layer])
 
     return read
 
 
+def defaults(path: str, dtype: torch.dtype, layer: int) -> Read:
+    read = _reader(AutoModelForCausalLM, path, dtype, layer)
+    return lambda texts, _size: read(texts, BATCH)
+
+
 def best(path: str, dtype: torch.dtype, layer: int) -> Read:
-    model, tokenizer = _load(path, dtype)
-
-    def read(texts: Sequence[str]) -> torch.Tensor:
-        found = batched_get_hiddens(model, tokenizer, list(texts), [layer], len(texts))
-        return torch.from_numpy(found[layer])
-
-    return lambda texts: in_batches(read, texts, 8)
+    read = _reader(AutoModel, path, dtype, layer)
+    return lambda texts, size: in_batches(lambda part: read(part, size), texts, size)
 
 
-run({"defaults": defaults, "best": best})
+run(
+    defaults=(f"batches of {BATCH}", defaults),
+    best=("no head, sorted batches", best),
+)

@@ -1,40 +1,47 @@
 """steering-vectors: `extract_activations` on pairs of texts; last token."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from steering_vectors.train_steering_vector import extract_activations
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 from worker import Read, in_batches, run
 
 
-def _reader(path: str, dtype: torch.dtype, layer: int, size: int) -> Read:
+def _reader(kind: Any, path: str, dtype: torch.dtype, layer: int, **how: Any) -> Read:
     # The transformers that it runs with has older names, of classes and arguments.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, torch_dtype=dtype).eval()
+    model = kind.from_pretrained(path, torch_dtype=dtype).eval()
 
-    def read(texts: Sequence[str]) -> torch.Tensor:
-        # It reads pairs: the second half of the texts against the first.
+    def read(texts: Sequence[str], size: int) -> torch.Tensor:
+        # It reads pairs: the second half of the texts against the first. Of an odd
+        # number the last is read twice.
         half = (len(texts) + 1) // 2
         pairs = [(texts[i], texts[min(i + half, len(texts) - 1)]) for i in range(half)]
-        with torch.no_grad():
-            one, other = extract_activations(
-                model, tokenizer, pairs, layers=[layer], batch_size=size
-            )
-        rows = torch.cat([part.reshape(-1, part.shape[-1]) for part in one[layer]])
-        also = torch.cat([part.reshape(-1, part.shape[-1]) for part in other[layer]])
-        return torch.cat([rows, also])[: len(texts)].float()
+        one, other = extract_activations(
+            model, tokenizer, pairs, layers=[layer], batch_size=size, **how
+        )
+        return torch.cat([*one[layer], *other[layer]])[: len(texts)].float()
 
     return read
 
 
 def defaults(path: str, dtype: torch.dtype, layer: int) -> Read:
-    return _reader(path, dtype, layer, 1)
+    read = _reader(AutoModelForCausalLM, path, dtype, layer)
+    return lambda texts, _size: read(texts, 1)
 
 
 def best(path: str, dtype: torch.dtype, layer: int) -> Read:
-    read = _reader(path, dtype, layer, 4)
-    return lambda texts: in_batches(read, texts, 8)
+    where = {"decoder_block": "layers.{num}"}
+    read = _reader(AutoModel, path, dtype, layer, layer_config=where)
+    # A batch of pairs is two forward passes, over the firsts and over the seconds.
+    return lambda texts, size: in_batches(
+        lambda part: read(part, size), texts, 2 * size
+    )
 
 
-run({"defaults": defaults, "best": best})
+run(
+    defaults=("batches of 1", defaults),
+    best=("no head, sorted batches", best),
+)

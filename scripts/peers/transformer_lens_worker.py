@@ -1,4 +1,4 @@
-"""TransformerLens: `run_with_cache` of a bridge; mean over tokens."""
+"""TransformerLens: `run_with_cache` of a bridge, one text a call; mean over tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,42 +9,34 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from worker import Read, in_batches, mean_over, run
 
 
-def _load(path: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def _reader(path: str, dtype: torch.dtype, layer: int, **how: Any) -> Read:
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
-    bridge = TransformerBridge.boot_transformers(
+    bridge: Any = TransformerBridge.boot_transformers(
         path, hf_model=model, tokenizer=tokenizer, device="cpu", dtype=dtype
     )
-    return bridge, tokenizer
 
+    @torch.no_grad()
+    def read(texts: Sequence[str]) -> torch.Tensor:
+        coded = tokenizer(list(texts), padding=True, return_tensors="pt")
+        ids, mask = coded["input_ids"], coded["attention_mask"]
+        _, cache = bridge.run_with_cache(ids, attention_mask=mask, **how)
+        return mean_over(cache[f"blocks.{layer}.hook_out"], mask)
 
-def _read(bridge: Any, tokenizer: Any, layer: int, texts: Sequence[str], **how: Any):
-    coded = tokenizer(list(texts), padding=True, return_tensors="pt")
-    mask = coded["attention_mask"]
-    with torch.no_grad():
-        _, cache = bridge.run_with_cache(
-            coded["input_ids"], attention_mask=mask, prepend_bos=False, **how
-        )
-    return mean_over(cache[f"blocks.{layer}.hook_out"].float(), mask)
+    return lambda texts, size: in_batches(read, texts, size)
 
 
 def defaults(path: str, dtype: torch.dtype, layer: int) -> Read:
-    bridge, tokenizer = _load(path, dtype)
-    return lambda texts: torch.cat(
-        [_read(bridge, tokenizer, layer, [text]) for text in texts]
-    )
+    read = _reader(path, dtype, layer)
+    return lambda texts, _size: read(texts, 1)
 
 
 def best(path: str, dtype: torch.dtype, layer: int) -> Read:
-    bridge, tokenizer = _load(path, dtype)
-    how = {
-        "names_filter": f"blocks.{layer}.hook_out",
-        "stop_at_layer": layer + 1,
-        "return_type": None,
-    }
-    return lambda texts: in_batches(
-        lambda part: _read(bridge, tokenizer, layer, part, **how), texts, 8
-    )
+    how = {"stop_at_layer": layer + 1, "return_type": None}
+    return _reader(path, dtype, layer, names_filter=f"blocks.{layer}.hook_out", **how)
 
 
-run({"defaults": defaults, "best": best})
+run(
+    defaults=("one text a call, all activations kept", defaults),
+    best=("stop_at_layer, names_filter, sorted batches", best),
+)
