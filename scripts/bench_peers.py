@@ -2,15 +2,21 @@
 
     python scripts/bench_peers.py --texts log-uniform stories constant --repeats 3
 
-Each library has an environment of its own, made once in a cache folder. Workers run one
-at a time on one thread, in turn, so that a machine whose speed drifts slows all. What a
-library reads (the last token, or all of them) is held against what emoreg reads there:
-where they differ, no ratio is given. Figures are process CPU-seconds of reading alone.
+Each library has an environment of its own, made once in the user's cache. Workers run
+one at a time on one thread, in turn, so that a machine whose speed drifts slows all.
+What a library reads of a text (the last token, or the mean over all) is first held
+against what emoreg reads there: where they differ, no ratio is given. emoreg reads the
+mean. The figures are CPU-seconds of reading alone: no import, no loading.
+
+`defaults` is the library's own call for the one layer, with its default batches; `best`
+is the fastest found for it, with the batch size that was fastest on these texts.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import platform
 import random
 import statistics
 import subprocess
@@ -18,107 +24,160 @@ import sys
 import tempfile
 import venv
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from emoreg.demo import load_any
+from emoreg.demo import fastest_dtype, load_any
+from emoreg.residual.layers import num_layers
 from emoreg.vectors.corpus import Corpus
 
-HERE = Path(__file__).resolve().parent / "peers"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "emoreg/peers"
-TORCH = "torch==2.13.0"
+HERE = Path(__file__).resolve().parent
 PEERS = {
-    "repeng": ("repeng==0.4.0", "transformers==5.24.0"),
+    "repeng": ("repeng==0.4.0",),
+    # It allows no transformers 5.
     "steering-vectors": ("steering-vectors==0.12.2", "transformers==4.57.6"),
-    "nnterp": ("nnterp==1.3.0", "nnsight==0.7.0", "transformers==5.24.0"),
-    "transformer-lens": ("transformer-lens==4.3.0", "transformers==5.24.0"),
-    "pyvene": ("pyvene==0.1.8", "transformers==5.24.0"),
+    # It cannot be imported with nnsight 0.8.
+    "nnterp": ("nnterp==1.3.0", "nnsight==0.7.0"),
+    "transformer-lens": ("transformer-lens==4.3.0",),
+    "pyvene": ("pyvene==0.1.8",),
 }
-READS = {
-    "repeng": "last",
-    "steering-vectors": "last",
-    "nnterp": "last",
-    "transformer-lens": "mean",
-    "pyvene": "mean",
-}
-"""What its own call reads of a text."""
-SETTINGS = ("defaults", "best")
-SAME, CHECKED = 0.9999, 16
-"""Least cosine to emoreg's activation of the same text; how many texts are checked."""
+"""Beside torch and, where none is named, transformers as in `constraints.txt`."""
+LAST = ("repeng", "steering-vectors", "nnterp")
+"""Those whose own call reads the last token; of the others one has all tokens."""
+SIZES = (1, 2, 4, 8, 16, 32)
+"""Texts a batch that are tried for `best`; tokens a batch for emoreg are these."""
+BUDGETS = (128, 256, 512, 1024, 2048, 4096)
+SAME, CHECKED = 1e-3, 24
+"""Largest relative difference to emoreg that counts as the same; texts looked at."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """What one worker did."""
+    """What one worker did with all texts of a kind."""
 
+    words: str
+    """The setting, as the worker calls it."""
     cpu: float
-    peak: float
-    cosine: float
-    """Least cosine over the texts to what emoreg read; 1 for emoreg."""
+    wall: float
+    peak: int
+    """Bytes of the whole process, the library and the model in it."""
+    added: int
+    """Bytes at most that reading took beyond what was in use before it."""
+    difference: float
+    """Largest over the texts of |theirs - emoreg's| / |emoreg's|."""
 
 
 def main() -> None:
     options = _options()
+    report: dict[str, Any] = {"machine": _machine(), "dtype": options.dtype}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        layer = _write_model(options.model, work / "model")
-        results = {}
+        layer, depth = _write_model(options, work / "model")
         for kind in options.texts:
-            texts = texts_of(kind, options.count, work / "model")
+            texts, tokens = texts_of(kind, options.count, work / "model")
             (work / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-            print(f"\n## {kind}, {len(texts)} texts, block {layer}, {options.dtype}\n")
+            print(f"\n## {kind}\n")
+            print(f"{len(texts)} texts, {tokens} tokens, the output of block {layer}")
+            print(f"of {depth} (the first is 0), {options.dtype}, one thread.", end=" ")
             runs = _measured(options, work, layer)
-            print(table(runs))
-            results[kind] = {n: [asdict(r) for r in found] for n, found in runs.items()}
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+            print(f"Load of the machine {os.getloadavg()[0]:.1f}.\n")
+            print(table(runs, tokens) + "\n\n" + summary(runs))
+            kept = {
+                name: [asdict(run) for run in found] for name, found in runs.items()
+            }
+            report[kind] = {"tokens": tokens, "layer": layer, "runs": kept}
+            if options.out:
+                options.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
-def texts_of(kind: str, count: int, tokenizer_folder: Path) -> list[str]:
-    """Return packaged stories, whole or cut to a number of tokens.
+def texts_of(kind: str, count: int, tokenizer_folder: Path) -> tuple[list[str], int]:
+    """Return packaged stories, whole or cut to a number of tokens, and all tokens.
 
     `log-uniform`: 8 to 160 tokens, evenly on a logarithmic scale; `constant`: 64.
+
+    Raises:
+        ValueError: If there are fewer stories than that.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     draw = random.Random(0)
     stories = [story.text for story in Corpus.packaged().stories(split="all")]
-    chosen = draw.sample(stories, count)
-    if kind == "stories":
-        return chosen
-    sizes = [round(8 * 20 ** draw.random()) for _ in chosen]
-    if kind == "constant":
-        sizes = [64] * count
-    cut = [tokenizer(t)["input_ids"][:n] for t, n in zip(chosen, sizes, strict=True)]
-    return [tokenizer.decode(ids) for ids in cut]
+    draw.shuffle(stories)
+    texts, tokens = [], 0
+    for story in stories:
+        ids = tokenizer(story)["input_ids"]
+        size = {"log-uniform": round(8 * 20 ** draw.random()), "constant": 64}
+        cut = ids[: size.get(kind, len(ids))]
+        text = tokenizer.decode(cut)
+        # A cut within a character, or a story that is too short.
+        if len(cut) < size.get(kind, 1) or tokenizer(text)["input_ids"] != cut:
+            continue
+        texts.append(text)
+        tokens += len(cut)
+        if len(texts) == count:
+            return texts, tokens
+    raise ValueError(f"--count must be at most {len(texts)}, the stories, got {count}")
 
 
-def table(runs: dict[str, list[Run]]) -> str:
-    """Return the runs as a Markdown table, emoreg first and ratios against it.
+def table(runs: Mapping[str, Sequence[Run]], tokens: int) -> str:
+    """Return the runs as a Markdown table, with ratios against `emoreg, defaults`.
 
     A ratio is the median, over repeats, of CPU-seconds against emoreg's in the same
     repeat, with the smallest and the largest.
     """
-    own = runs["emoreg"]
     lines = [
-        "| library, setting | CPU-seconds | against emoreg | peak GiB |",
-        "|---|---|---|---|",
+        "| library | setting | tokens per CPU-second | CPU-seconds, times emoreg's |"
+        " peak, MiB | of that reading, MiB |",
+        "|---|---|---|---|---|---|",
     ]
     for name, found in runs.items():
-        ratios = [run.cpu / base.cpu for run, base in zip(found, own, strict=True)]
-        worst = min(run.cosine for run in found)
-        said = (
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            if worst >= SAME
-            else f"withheld: reads something else (cosine {worst:.3f})"
+        library, setting = name.split(", ")
+        speed = tokens / statistics.median(run.cpu for run in found)
+        peak = max(run.peak for run in found) / 2**20
+        added = max(run.added for run in found) / 2**20
+        lines.append(
+            f"| {library} | {setting}: {found[0].words} | {speed:,.0f} | "
+            f"{_said(found, runs['emoreg, defaults'])} | {peak:,.0f} | {added:,.0f} |"
         )
-        cpu = statistics.median(run.cpu for run in found)
-        peak = max(run.peak for run in found) / 2**30
-        lines.append(f"| {name} | {cpu:.1f} | {said} | {peak:.2f} |")
     return "\n".join(lines)
+
+
+def summary(runs: Mapping[str, Sequence[Run]]) -> str:
+    """Return which other library is the fastest at its defaults, and at its best."""
+    own = runs["emoreg, defaults"]
+    lines = []
+    for setting in ("defaults", "best"):
+        medians = {
+            name: statistics.median(_ratios(found, own))
+            for name, found in runs.items()
+            if name.endswith(setting) and not name.startswith("emoreg") and _same(found)
+        }
+        if medians:
+            name = min(medians, key=lambda key: medians[key])
+            lines.append(f"Fastest, {setting}: {name.split(',')[0]} takes ")
+            lines[-1] += f"{medians[name]:.2f} times the CPU-seconds of emoreg."
+    return "\n".join(lines)
+
+
+def _said(found: Sequence[Run], own: Sequence[Run]) -> str:
+    if not _same(found):
+        worst = max(run.difference for run in found)
+        return f"withheld: reads something else (differs by {worst:.1%})"
+    ratios = _ratios(found, own)
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def _ratios(found: Sequence[Run], own: Sequence[Run]) -> list[float]:
+    return [run.cpu / base.cpu for run, base in zip(found, own, strict=True)]
+
+
+def _same(found: Sequence[Run]) -> bool:
+    return all(run.difference <= SAME for run in found)
 
 
 def _options() -> argparse.Namespace:
@@ -126,7 +185,8 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    fast = str(fastest_dtype()).removeprefix("torch.")
+    parser.add_argument("--dtype", default=fast, choices=("bfloat16", "float32"))
     kinds = ("log-uniform", "stories", "constant")
     parser.add_argument("--texts", nargs="+", default=list(kinds), choices=kinds)
     parser.add_argument("--count", type=int, default=128)
@@ -136,91 +196,145 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _write_model(name: str, folder: Path) -> int:
-    """Write the model as a plain folder; return the layer two thirds deep."""
-    loaded = load_any(name)
-    loaded.model.to(torch.bfloat16).save_pretrained(folder)
+def _machine() -> dict[str, Any]:
+    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return {"system": system, "torch": torch.__version__, "peers": PEERS}
+
+
+def _write_model(options: argparse.Namespace, folder: Path) -> tuple[int, int]:
+    """Write the model as a plain folder; return the layer two thirds deep, and all."""
+    loaded = load_any(options.model)
+    loaded.model.to(getattr(torch, options.dtype)).save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
     # Before transformers 5 the base of rotary positions had another place.
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["rope_theta"] = config["rope_parameters"]["rope_theta"]
-    path.write_text(json.dumps(config), encoding="utf-8")
-    return round(loaded.model.config.num_hidden_layers * 2 / 3)
+    rotary = config.get("rope_parameters") or {}
+    if "rope_theta" in rotary:
+        path.write_text(json.dumps({**config, "rope_theta": rotary["rope_theta"]}))
+    depth = num_layers(loaded.model)
+    return round(depth * 2 / 3), depth
 
 
 def _measured(
     options: argparse.Namespace, work: Path, layer: int
 ) -> dict[str, list[Run]]:
-    places = [(peer, setting) for peer in options.peers for setting in SETTINGS]
-    cosines = _checked(places, work, layer)
+    differences = _checked(options.peers, work, layer)
+    places, sizes = [], {}
+    for library in ("emoreg", *options.peers):
+        tried = BUDGETS if library == "emoreg" else SIZES
+        how = {"dtype": options.dtype, "sizes": tried}
+        took = _run(library, "best", work, layer, **how)["cpu"]
+        sizes[library, "best"] = (tried[took.index(min(took))],)
+        places += [(library, "defaults"), (library, "best")]
+        print(f"  {library}: {tried} took {took}", file=sys.stderr)
     runs: dict[str, list[Run]] = defaultdict(list)
-    for repeat in range(options.repeats):
-        own = _run("emoreg", "mean", options.dtype, work, layer)
-        runs["emoreg"].append(Run(cpu=own["cpu"], peak=own["peak"], cosine=1.0))
+    for _ in range(options.repeats):
         for place in places:
-            found = _run(*place, options.dtype, work, layer)
-            run = Run(cpu=found["cpu"], peak=found["peak"], cosine=cosines[place])
+            size = sizes.get(place, (1,))
+            done = _run(*place, work, layer, dtype=options.dtype, sizes=size)
+            words = done["words"] + (f" of {size[0]}" if place in sizes else "")
+            run = Run(
+                words=words,
+                cpu=done["cpu"][0],
+                wall=done["wall"][0],
+                peak=done["peak"],
+                added=done["added"],
+                difference=differences.get(place, 0.0),
+            )
             runs[", ".join(place)].append(run)
-            ratio = run.cpu / own["cpu"]
-            print(f"  {repeat + 1}: {', '.join(place)}: {ratio:.2f}", file=sys.stderr)
-    return runs
+            print(f"  {', '.join(place)}: {run.cpu:.2f} s", file=sys.stderr)
+    return dict(runs)
 
 
 def _checked(
-    places: list[tuple[str, str]], work: Path, layer: int
+    peers: Sequence[str], work: Path, layer: int
 ) -> dict[tuple[str, str], float]:
-    """Return each setting's least cosine to emoreg, in float32 on the first texts.
+    """Return each setting's largest relative difference to emoreg, in float32.
 
-    In bfloat16 two versions of one model differ by more than two layers may.
+    In bfloat16 two versions of one model may differ by more than two layers do. A line
+    says by how much emoreg's own reading of the next layer differs at least.
     """
     texts = work / "texts.json"
     whole = texts.read_text(encoding="utf-8")
     texts.write_text(json.dumps(json.loads(whole)[:CHECKED]), encoding="utf-8")
-    truth = {
-        read: _run("emoreg", read, "float32", work, layer)["activations"]
-        for read in ("mean", "last")
-    }
-    found = {}
-    for place in places:
-        rows = _run(*place, "float32", work, layer)["activations"]
-        cosine = torch.nn.functional.cosine_similarity(rows, truth[READS[place[0]]])
-        found[place] = float(cosine.min())
+
+    def rows(library: str, setting: str, layer: int, size: int = 8) -> torch.Tensor:
+        how = {"dtype": "float32", "sizes": (size,)}
+        return _run(library, setting, work, layer, **how)["activations"]
+
+    def worst(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return (found - truth).norm(dim=1) / truth.norm(dim=1)
+
+    truth = {read: rows("emoreg", read, layer) for read in ("defaults", "last")}
+    found = {("emoreg", "best"): rows("emoreg", "best", layer, size=256)}
+    least = min(
+        float(worst(rows("emoreg", read, layer - 1), right).min())
+        for read, right in truth.items()
+    )
+    print(f"Reading block {layer - 1} would differ by {least:.1%} or more.", end=" ")
+    for peer in peers:
+        for setting in ("defaults", "best"):
+            found[peer, setting] = rows(peer, setting, layer)
     texts.write_text(whole, encoding="utf-8")
-    return found
+    return {
+        place: float(
+            worst(one, truth["last" if place[0] in LAST else "defaults"]).max()
+        )
+        for place, one in found.items()
+    }
 
 
-def _run(peer: str, setting: str, dtype: str, work: Path, layer: int) -> dict:
+def _run(
+    library: str,
+    setting: str,
+    work: Path,
+    layer: int,
+    *,
+    dtype: str,
+    sizes: Sequence[int],
+) -> dict[str, Any]:
     """Run a worker and return what it wrote."""
     out = work / "out.pt"
-    python = sys.executable if peer == "emoreg" else environment(peer)
+    python = sys.executable if library == "emoreg" else environment(library)
+    worker = HERE / "peers" / f"{library.replace('-', '_')}_worker.py"
     command = [
-        *(python, str(HERE / f"{peer.replace('-', '_')}_worker.py")),
-        *("--setting", setting, "--model", str(work / "model"), "--layer", str(layer)),
-        *("--dtype", dtype, "--texts", str(work / "texts.json")),
-        *("--out", str(out)),
+        *(python, str(worker), "--setting", setting, "--sizes", *map(str, sizes)),
+        *("--model", str(work / "model"), "--layer", str(layer), "--dtype", dtype),
+        *("--texts", str(work / "texts.json"), "--out", str(out)),
     ]
-    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    single = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # The allocator's as a plain `python` has it, whoever calls this.
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     done = subprocess.run(
-        command, env={**os.environ, **quiet}, capture_output=True, text=True
+        command, env=plain | single | quiet, capture_output=True, text=True
     )
     if done.returncode:
-        raise SystemExit(f"{peer}, {setting} failed:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{library}, {setting} failed:\n{done.stderr[-3000:]}")
     return torch.load(out, weights_only=True)
 
 
-def environment(peer: str) -> str:
+def environment(library: str) -> str:
     """Return the interpreter of a library's environment, made if need be."""
-    folder = CACHE / peer
+    constraints = (HERE.parent / "constraints.txt").read_text(encoding="utf-8")
+    locked = {line.split("==")[0]: line for line in constraints.split()}
+    wanted = [locked["torch"], *PEERS[library]]
+    if not any(name.startswith("transformers==") for name in wanted):
+        wanted.append(locked["transformers"])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(" ".join(wanted).encode()).hexdigest()[:8]
+    folder = cache / "emoreg" / "peers" / f"{library}-{digest}"
     python, mark = folder / "bin" / "python", folder / "installed"
-    wanted = "\n".join((TORCH, *PEERS[peer]))
-    if not mark.exists() or mark.read_text() != wanted:
+    if not mark.exists():
+        print(f"  installing {' '.join(wanted)} in {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        pip = [str(python), "-m", "pip", "install", "-q"]
+        pip = [str(python), "-m", "pip", "install", "-q", "--no-compile"]
         index = os.environ.get("EMOREG_TORCH_INDEX")
-        subprocess.run([*pip, *(["--index-url", index] if index else []), TORCH])
-        subprocess.run([*pip, TORCH, *PEERS[peer]], check=True)
-        mark.write_text(wanted)
+        source = ["--index-url", index] if index else []
+        subprocess.run([*pip, *source, locked["torch"]], check=True)
+        subprocess.run([*pip, *wanted], check=True)
+        mark.write_text(" ".join(wanted), encoding="utf-8")
     return str(python)
 
 
