@@ -29,7 +29,9 @@ PUBLIC = {
     "Corpus",
     "EmotionTrainerMixin",
     "EmotionVectors",
+    "EndpointWriter",
     "Feedback",
+    "LocalWriter",
     "MeaningAnchor",
     "Monitor",
     "ProbeSet",
@@ -50,6 +52,7 @@ PUBLIC = {
     "measure",
     "presets",
     "steer",
+    "stories",
     "validate",
     "watch",
 }

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
-from emoreg.validation.check import Check
+from emoreg.validation.check import Check, Figure
 from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
@@ -78,26 +78,8 @@ def judged_by_area(
         enough: An emotion of fewer texts is judged by none.
     """
     vectors, own = subject.vectors, texts.own
-    readers = sorted(vectors.readers, key=lambda name: name != LDA)
-    places = [(name, subject.layer_of[name]) for name in readers]
-    figures = []
-    for name, layer in (*places, *subject.audit_places):
-        found = areas(
-            vectors, texts.values, own, labels=labels, reader=name, layer=layer
-        )
-        if found:
-            controls = _controls(subject, texts, labels, name, layer)
-            figures.append(
-                mean_figure(
-                    AREA,
-                    np.array(list(found.values())),
-                    controls=controls,
-                    reader=name,
-                    layer=layer,
-                    count=len(own),
-                )
-            )
-    reader, layer = places[0]
+    figures = _of_readers(subject, texts, labels)
+    reader, layer = figures[0].reader, subject.layer_of[figures[0].reader]
 
     def at(place: int) -> dict[str, float]:
         return areas(
@@ -123,6 +105,35 @@ def judged_by_area(
         emotions={e: a >= threshold for e, a in each.items() if own.count(e) >= enough},
         layers={i: _mean(at(i)) for i in vectors.layers},
     )
+
+
+def _of_readers(subject: Subject, texts: Texts, labels: Sequence[str]) -> list[Figure]:
+    """Return each reader's mean area: LDA first, the audit's own readers last."""
+    readers = sorted(subject.vectors.readers, key=lambda name: name != LDA)
+    places = [(name, subject.layer_of[name]) for name in readers]
+    figures = []
+    for name, layer in (*places, *subject.audit_places):
+        found = areas(
+            subject.vectors,
+            texts.values,
+            texts.own,
+            labels=labels,
+            reader=name,
+            layer=layer,
+        )
+        if found:
+            controls = _controls(subject, texts, labels, name, layer)
+            figures.append(
+                mean_figure(
+                    AREA,
+                    np.array(list(found.values())),
+                    controls=controls,
+                    reader=name,
+                    layer=layer,
+                    count=len(texts.own),
+                )
+            )
+    return figures
 
 
 def _controls(

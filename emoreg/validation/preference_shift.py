@@ -104,18 +104,28 @@ def shift_figures(
     units = random_directions(vectors.d_model, layer, tuple(chosen))
     drawn = [abs(shift(unit)) for unit in units[: MOST // 2]]
     at: Any = {"reader": by, "layer": layer, "count": len(questions)}
-    read = [goes_with[emotion] for emotion in chosen]
-    result: Any = pearsonr(read, list(own.values()))
+    return _figures(own, [goes_with[emotion] for emotion in chosen], drawn, at)
+
+
+def _figures(
+    own: Mapping[str, float],
+    goes_with: Sequence[float],
+    drawn: Sequence[float],
+    at: Mapping[str, Any],
+) -> list[Figure]:
+    """Return the shifts, their mean size, and whether they follow the readings."""
+    result: Any = pearsonr(goes_with, list(own.values()))
+    sizes = [abs(value) for value in own.values()]
     return [
         Figure(
-            name=f"r of shift and reading over {len(chosen)} emotions",
+            name=f"r of shift and reading over {len(own)} emotions",
             value=float(result.statistic),
             controls={"chance": 0.0},
             **at,
         ),
         Figure(
             name="mean size of the shift of log-odds by steering",
-            value=float(np.mean([abs(value) for value in own.values()])),
+            value=float(np.mean(sizes)),
             controls={"random": float(np.mean(drawn))},
             **at,
         ),

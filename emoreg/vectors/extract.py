@@ -80,21 +80,15 @@ def extract(
     )
     neutral = corpus.neutral("fit")
     _read_neutral(model, tokenizer, neutral, fitter, budget=budget, quiet=quiet)
-    provenance = _provenance(model, tokenizer, corpus, len(neutral))
-    provenance["settings"] = {"denoise": denoise, "shrinkage": shrinkage}
+    settings = {"denoise": denoise, "shrinkage": shrinkage}
+    provenance = _provenance(model, tokenizer, corpus, len(neutral), settings)
     how: Any = {"budget": budget, "quiet": quiet}
     with story_parts(model, tokenizer, stories, layers, store=store, **how) as parts:
         extraction = fit_and_test(parts, fitter, denoise, shrinkage, provenance)
     if not audit:
         return extraction
-    texts = AuditTexts(
-        model=model,
-        tokenizer=tokenizer,
-        corpus=corpus,
-        goemotions=goemotions,
-        quiet=quiet,
-        store=store,
-    )
+    also: Any = {"goemotions": goemotions, "quiet": quiet, "store": store}
+    texts = AuditTexts(model=model, tokenizer=tokenizer, corpus=corpus, **also)
     vectors = with_audit(extraction.vectors, extraction.sample, texts)
     return replace(extraction, vectors=vectors)
 
@@ -156,6 +150,7 @@ def _provenance(
     tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus,
     neutral: int,
+    settings: dict[str, float],
 ) -> dict[str, Any]:
     config: Any = unwrapped(model).config
     template = str(getattr(tokenizer, "chat_template", None))
@@ -166,6 +161,7 @@ def _provenance(
         "corpus_hash": corpus.hash(),
         "template_hash": hashlib.sha256(template.encode()).hexdigest()[:16],
         "neutral_passages": neutral,
+        "settings": settings,
         "first_token": FIRST_TOKEN,
         "dtype": str(next(model.parameters()).dtype),
         "software": {n: version(n) for n in ("torch", "transformers", "emoreg")},
