@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--emotions", type=int, default=36, help="171 is all of them")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--budget", type=int, default=2048)
+    parser.add_argument("--budget", type=int, default=768)
     options = parser.parse_args()
     loaded = load_any(options.model)
     model, tokenizer = loaded.model, loaded.tokenizer

@@ -28,7 +28,7 @@ def measure(
     reference: Reference | None = None,
     arm: str = "",
     guards: dict[str, Any] | None = None,
-    budget: int = 2048,
+    budget: int | None = None,
     quiet: bool = False,
 ) -> Readings:
     """Return readings at decision tokens and over Assistant turns, teacher-forced.

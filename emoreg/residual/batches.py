@@ -46,13 +46,22 @@ def token_batches(
         yield Batch(rows=rows, input_ids=ids, attention_mask=mask)
 
 
+def default_budget(device: torch.device) -> int:
+    """Return tokens per batch: few on a CPU, whose caches are small, many elsewhere.
+
+    On a CPU 768 took nine tenths of the time of 2,048 on short texts (8 to 160 tokens)
+    and as much on the packaged stories.
+    """
+    return 768 if device.type == "cpu" else 16_384
+
+
 def read_stream(
     model: nn.Module,
     sequences: Sequence[Sequence[int]],
     layers: Sequence[int],
     consume: Callable[[Batch, Captured], None],
     *,
-    budget: int = 2048,
+    budget: int | None = None,
     description: str = "Reading",
     quiet: bool = False,
     known: Callable[[Batch], bool] | None = None,
@@ -64,8 +73,8 @@ def read_stream(
         sequences: Token ids, one sequence a text.
         layers: Decoder blocks whose output `consume` wants.
         consume: Called with each batch and its captured stream, which is gone after.
-        budget: Tokens per batch, padding included. More is faster on accelerators
-            and costs memory; a few thousand suit a CPU.
+        budget: Tokens per batch, padding included; what suits the model's device when
+            None (`default_budget`).
         description: What the progress bar says.
         quiet: No progress bar.
         known: Called with each batch before it is run; one for which it returns True
@@ -86,7 +95,8 @@ def read_stream(
         # Order matters: the capturing hook of the last layer must fire before the
         # hook that ends the pass.
         with capture(model, wanted) as captured, truncated(model, wanted[-1]), bar:
-            for batch in token_batches(sequences, budget=budget, pad_id=0):
+            size = default_budget(device) if budget is None else budget
+            for batch in token_batches(sequences, budget=size, pad_id=0):
                 if known is not None and known(batch):
                     bar.update(int(batch.attention_mask.sum()))
                     continue

@@ -41,7 +41,7 @@ def span_means(
     passages: Sequence[Passage],
     layers: Sequence[int],
     *,
-    budget: int = 2048,
+    budget: int | None = None,
     description: str = "Reading texts",
     quiet: bool = False,
     store: ActivationStore | None = None,
@@ -75,7 +75,7 @@ def read_share(
     *,
     store: ActivationStore,
     share: Share,
-    budget: int = 2048,
+    budget: int | None = None,
     description: str = "Reading texts",
     quiet: bool = False,
 ) -> None:

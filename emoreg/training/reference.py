@@ -145,7 +145,7 @@ def calibrate(
     corpus: Corpus | None = None,
     plan: LayerPlan | None = None,
     passages: int = 48,
-    budget: int = 2048,
+    budget: int | None = None,
     quiet: bool = False,
 ) -> Reference:
     """Measure units and success level on twins that differ in the feedback alone.

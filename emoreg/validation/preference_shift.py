@@ -10,7 +10,7 @@ from scipy.stats import pearsonr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from emoreg.residual.batches import Batch, token_batches
+from emoreg.residual.batches import Batch, default_budget, token_batches
 from emoreg.residual.layers import backbone, num_layers
 from emoreg.residual.spans import word_spans
 from emoreg.residual.steer import addition, steered
@@ -21,7 +21,6 @@ from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE
 from emoreg.vectors.random_directions import random_directions
 from emoreg.vectors.steering import layer_near, mean_norms
 
-BUDGET = 2048
 STRENGTH, PAIRS, MOST = 0.1, 48, 12
 """Share of the mean residual-stream norm; pairs and emotions that are steered."""
 ASKED = (
@@ -55,8 +54,9 @@ def choices(
     found = torch.zeros(len(asked))
     progress = tqdm(total=len(asked), desc=bar, disable=subject.quiet or not bar)
     sequences = [tokens for tokens, _ in asked]
+    budget = default_budget(next(subject.model.parameters()).device)
     with torch.no_grad(), progress:
-        for batch in token_batches(sequences, budget=BUDGET, pad_id=0):
+        for batch in token_batches(sequences, budget=budget, pad_id=0):
             where = None if on is None else _at(batch, [s[on] for _, s in asked])
             additions = {} if vector is None else {layer: vector}
             with steered(subject.model, additions, where=where):

@@ -41,7 +41,7 @@ def pool_dialogues(
     dialogues: Sequence[Mapping[str, Any]],
     layers: Sequence[int],
     *,
-    budget: int = 2048,
+    budget: int | None = None,
     quiet: bool = False,
     store: ActivationStore | None = None,
 ) -> Float[Tensor, "dialogue layer d_model"]:

@@ -40,7 +40,7 @@ def extract(
     layers: Sequence[int] | None = None,
     denoise: float = 0.5,
     shrinkage: float = 0.5,
-    budget: int = 2048,
+    budget: int | None = None,
     quiet: bool = False,
     store: ActivationStore | None = None,
     audit: bool = True,
@@ -99,7 +99,7 @@ def _read_neutral(
     passages: Sequence[Neutral],
     fitter: VectorFitter,
     *,
-    budget: int,
+    budget: int | None,
     quiet: bool,
 ) -> None:
     sequences = [neutral_ids(tokenizer, passage) for passage in passages]

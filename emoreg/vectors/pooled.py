@@ -51,7 +51,7 @@ def pool_stories(
     stories: Sequence[Story],
     layers: Sequence[int],
     *,
-    budget: int = 2048,
+    budget: int | None = None,
     quiet: bool = False,
     store: ActivationStore | None = None,
 ) -> StoryActivations:
@@ -81,7 +81,7 @@ def story_parts(
     stories: Sequence[Story],
     layers: Sequence[int],
     *,
-    budget: int = 2048,
+    budget: int | None = None,
     quiet: bool = False,
     store: ActivationStore | None = None,
 ) -> Iterator[Callable[[], Iterator[StoryActivations]]]:
@@ -118,7 +118,7 @@ def share_stories(
     *,
     store: ActivationStore,
     share: Share,
-    budget: int = 2048,
+    budget: int | None = None,
     quiet: bool = False,
 ) -> None:
     """Read this process's share of the stories into a store; wait for the others."""

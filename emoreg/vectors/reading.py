@@ -48,7 +48,7 @@ def read_conversations(
     vectors: EmotionVectors,
     *,
     readers: Sequence[str] | None = None,
-    budget: int = 2048,
+    budget: int | None = None,
     description: str = "Reading conversations",
     quiet: bool = False,
 ) -> TurnReadings:
