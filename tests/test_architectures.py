@@ -164,6 +164,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+QUICK = {"llama", "qwen3", "qwen3_moe", "gemma3", "mistral", "gpt2", "gpt_oss"}
+EACH = [
+    pytest.param(family, marks=() if family in QUICK else pytest.mark.slow)
+    for family in FAMILIES
+]
+
 TEXTS = [
     [1, 9, 17, 33, 40, 8, 21, 5, 50, 12, 33],
     [1, 44, 3],
@@ -217,7 +223,7 @@ def by_hooks(model: Any) -> Tensor:
     return torch.stack([found[layer][0] for layer in READ])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_a_family_is_read_as_transformers_says(family: str) -> None:
     model = built(family)
     assert num_layers(model) == DEPTH
@@ -229,7 +235,7 @@ def test_a_family_is_read_as_transformers_says(family: str) -> None:
     assert float(wrong) > 100 * float((found - truth).abs().max())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_a_family_is_steered_by_just_what_is_added(family: str) -> None:
     model, vector = built(family), torch.randn(WIDTH)
     plain = by_hooks(model)
@@ -241,7 +247,7 @@ def test_a_family_is_steered_by_just_what_is_added(family: str) -> None:
     assert not torch.allclose(shift[1], shift[0], atol=1e-6)  # control: and is changed
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_a_family_has_a_gradient_where_it_is_captured(family: str) -> None:
     model = built(family).train()
     ids = torch.tensor([TEXTS[0], TEXTS[0][::-1]])
