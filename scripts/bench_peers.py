@@ -51,8 +51,9 @@ LAST = ("repeng", "steering-vectors", "nnterp")
 SIZES = (1, 2, 4, 8, 16, 32)
 """Texts a batch that are tried for `best`; tokens a batch for emoreg are these."""
 BUDGETS = (128, 256, 512, 1024, 2048, 4096)
-SAME, CHECKED = 1e-3, 24
-"""Largest relative difference to emoreg that counts as the same; texts looked at."""
+SAME = 1e-3
+"""Largest relative difference to emoreg that counts as the same."""
+SETTINGS = ("defaults", "best")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,21 +78,83 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         layer, depth = _write_model(options, work / "model")
+        bench = Bench(
+            work=work, dtype=options.dtype, layer=layer, peers=tuple(options.peers)
+        )
+        tokens = {}
         for kind in options.texts:
-            texts, tokens = texts_of(kind, options.count, work / "model")
-            (work / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-            print(f"\n## {kind}\n")
-            print(f"{len(texts)} texts, {tokens} tokens, the output of block {layer}")
-            print(f"of {depth} (the first is 0), {options.dtype}, one thread.", end=" ")
-            runs = _measured(options, work, layer)
-            print(f"Load of the machine {os.getloadavg()[0]:.1f}.\n")
-            print(table(runs, tokens) + "\n\n" + summary(runs))
-            kept = {
-                name: [asdict(run) for run in found] for name, found in runs.items()
-            }
-            report[kind] = {"tokens": tokens, "layer": layer, "runs": kept}
-            if options.out:
-                options.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
+            texts, tokens[kind] = texts_of(kind, options.count, work / "model")
+            bench.write(kind, texts)
+        print(
+            f"{options.count} texts of a kind, the output of block {layer} of {depth}"
+        )
+        print(f"(the first is 0), {options.dtype}, one thread.", end=" ")
+        found = _measured(bench, options.texts, options.repeats)
+        print(f"Load of the machine {os.getloadavg()[0]:.1f}.")
+    for kind, runs in found.items():
+        print(f"\n## {kind}, {tokens[kind]} tokens\n")
+        print(table(runs, tokens[kind]) + "\n\n" + summary(runs))
+        kept = {name: [asdict(run) for run in some] for name, some in runs.items()}
+        report[kind] = {"tokens": tokens[kind], "layer": layer, "runs": kept}
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bench:
+    """Where the model and the texts lie, and how a worker is started on them."""
+
+    work: Path
+    dtype: str
+    layer: int
+    peers: tuple[str, ...]
+
+    def write(self, kind: str, texts: Sequence[str]) -> None:
+        """Write texts for the workers."""
+        self._file(kind).write_text(json.dumps(texts), encoding="utf-8")
+
+    def run(
+        self,
+        library: str,
+        setting: str,
+        readings: Sequence[tuple[str, int]],
+        **other: Any,
+    ) -> dict[str, Any]:
+        """Run a worker over kinds of texts with batch sizes; return what it wrote."""
+        out = self.work / "out.pt"
+        job = {
+            "setting": setting,
+            "model": str(self.work / "model"),
+            "dtype": self.dtype,
+            "layer": self.layer,
+            "readings": [{"texts": str(self._file(k)), "size": n} for k, n in readings],
+            "out": str(out),
+        }
+        path = self.work / "job.json"
+        path.write_text(json.dumps(job | other), encoding="utf-8")
+        python = sys.executable if library == "emoreg" else environment(library)
+        worker = HERE / "peers" / f"{library.replace('-', '_')}_worker.py"
+        done = subprocess.run(
+            [python, str(worker), str(path)],
+            env=_variables(),
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise SystemExit(f"{library}, {setting} failed:\n{done.stderr[-3000:]}")
+        return torch.load(out, weights_only=True)
+
+    def _file(self, kind: str) -> Path:
+        return self.work / f"{kind}.json"
+
+
+def _variables() -> dict[str, str]:
+    single = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # Memory as a plain `python` has it, whoever calls this; modules compiled once.
+    dropped = ("MALLOC_", "PYTHONDONTWRITEBYTECODE")
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+    return plain | single | quiet
 
 
 def texts_of(kind: str, count: int, tokenizer_folder: Path) -> tuple[list[str], int]:
@@ -151,7 +214,7 @@ def summary(runs: Mapping[str, Sequence[Run]]) -> str:
     """Return which other library is the fastest at its defaults, and at its best."""
     own = runs["emoreg, defaults"]
     lines = []
-    for setting in ("defaults", "best"):
+    for setting in SETTINGS:
         medians = {
             name: statistics.median(_ratios(found, own))
             for name, found in runs.items()
@@ -187,7 +250,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="demo")
     fast = str(fastest_dtype()).removeprefix("torch.")
     parser.add_argument("--dtype", default=fast, choices=("bfloat16", "float32"))
-    kinds = ("log-uniform", "stories", "constant")
+    kinds = ("log-uniform", "constant", "stories")
     parser.add_argument("--texts", nargs="+", default=list(kinds), choices=kinds)
     parser.add_argument("--count", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
@@ -204,7 +267,8 @@ def _machine() -> dict[str, Any]:
 def _write_model(options: argparse.Namespace, folder: Path) -> tuple[int, int]:
     """Write the model as a plain folder; return the layer two thirds deep, and all."""
     loaded = load_any(options.model)
-    loaded.model.to(getattr(torch, options.dtype)).save_pretrained(folder)
+    model: Any = loaded.model
+    model.to(getattr(torch, options.dtype)).save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
     # Before transformers 5 the base of rotary positions had another place.
     path = folder / "config.json"
@@ -212,107 +276,80 @@ def _write_model(options: argparse.Namespace, folder: Path) -> tuple[int, int]:
     rotary = config.get("rope_parameters") or {}
     if "rope_theta" in rotary:
         path.write_text(json.dumps({**config, "rope_theta": rotary["rope_theta"]}))
-    depth = num_layers(loaded.model)
+    depth = num_layers(model)
     return round(depth * 2 / 3), depth
 
 
 def _measured(
-    options: argparse.Namespace, work: Path, layer: int
-) -> dict[str, list[Run]]:
-    differences = _checked(options.peers, work, layer)
-    places, sizes = [], {}
-    for library in ("emoreg", *options.peers):
-        tried = BUDGETS if library == "emoreg" else SIZES
-        how = {"dtype": options.dtype, "sizes": tried}
-        took = _run(library, "best", work, layer, **how)["cpu"]
-        sizes[library, "best"] = (tried[took.index(min(took))],)
-        places += [(library, "defaults"), (library, "best")]
-        print(f"  {library}: {tried} took {took}", file=sys.stderr)
-    runs: dict[str, list[Run]] = defaultdict(list)
-    for _ in range(options.repeats):
-        for place in places:
-            size = sizes.get(place, (1,))
-            done = _run(*place, work, layer, dtype=options.dtype, sizes=size)
-            words = done["words"] + (f" of {size[0]}" if place in sizes else "")
-            run = Run(
-                words=words,
-                cpu=done["cpu"][0],
-                wall=done["wall"][0],
-                peak=done["peak"],
-                added=done["added"],
-                difference=differences.get(place, 0.0),
-            )
-            runs[", ".join(place)].append(run)
-            print(f"  {', '.join(place)}: {run.cpu:.2f} s", file=sys.stderr)
-    return dict(runs)
+    bench: Bench, kinds: Sequence[str], repeats: int
+) -> dict[str, dict[str, list[Run]]]:
+    differences = _checked(bench)
+    sizes = {name: _sizes(bench, name, kinds) for name in ("emoreg", *bench.peers)}
+    found: dict[str, dict[str, list[Run]]] = {kind: defaultdict(list) for kind in kinds}
+    for repeat in range(repeats):
+        for place in ((name, setting) for name in sizes for setting in SETTINGS):
+            readings = [(kind, sizes[place[0]][kind]) for kind in kinds]
+            done = bench.run(*place, readings)
+            for (kind, size), one in zip(readings, done["readings"], strict=True):
+                one.pop("activations")
+                run = Run(
+                    words=done["words"] + (f" of {size}" if place[1] == "best" else ""),
+                    difference=differences.get(place, 0.0),
+                    **one,
+                )
+                found[kind][", ".join(place)].append(run)
+            seconds = [f"{one['cpu']:.2f}" for one in done["readings"]]
+            print(f"  {repeat + 1}: {', '.join(place)}: {seconds}", file=sys.stderr)
+    return found
 
 
-def _checked(
-    peers: Sequence[str], work: Path, layer: int
-) -> dict[tuple[str, str], float]:
+def _sizes(bench: Bench, library: str, kinds: Sequence[str]) -> dict[str, int]:
+    """Return the batch size that was the fastest on each kind of texts, tried once."""
+    tried = BUDGETS if library == "emoreg" else SIZES
+    readings = [(kind, size) for kind in kinds for size in tried]
+    took: dict[str, dict[int, float]] = {kind: {} for kind in kinds}
+    done = bench.run(library, "best", readings)["readings"]
+    for (kind, size), one in zip(readings, done, strict=True):
+        took[kind][size] = round(one["cpu"], 2)
+    print(f"  {library}, CPU-seconds by batch: {took}", file=sys.stderr)
+    return {kind: min(took[kind], key=lambda n: took[kind][n]) for kind in kinds}
+
+
+def _checked(bench: Bench) -> dict[tuple[str, str], float]:
     """Return each setting's largest relative difference to emoreg, in float32.
 
     In bfloat16 two versions of one model may differ by more than two layers do. A line
-    says by how much emoreg's own reading of the next layer differs at least.
+    says by how much emoreg's own reading of the layer below differs at least.
     """
-    texts = work / "texts.json"
-    whole = texts.read_text(encoding="utf-8")
-    texts.write_text(json.dumps(json.loads(whole)[:CHECKED]), encoding="utf-8")
+    mixed = []
+    for kind, count in (("log-uniform", 20), ("stories", 4)):
+        mixed += texts_of(kind, count, bench.work / "model")[0]
+    bench.write("checked", mixed)
 
-    def rows(library: str, setting: str, layer: int, size: int = 8) -> torch.Tensor:
-        how = {"dtype": "float32", "sizes": (size,)}
-        return _run(library, setting, work, layer, **how)["activations"]
+    def rows(library: str, setting: str, size: int = 8, **other: Any) -> torch.Tensor:
+        other["dtype"] = "float32"
+        done = bench.run(library, setting, [("checked", size)], **other)
+        return done["readings"][0]["activations"]
 
-    def worst(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def differ(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         return (found - truth).norm(dim=1) / truth.norm(dim=1)
 
-    truth = {read: rows("emoreg", read, layer) for read in ("defaults", "last")}
-    found = {("emoreg", "best"): rows("emoreg", "best", layer, size=256)}
-    least = min(
-        float(worst(rows("emoreg", read, layer - 1), right).min())
+    truth = {read: rows("emoreg", read) for read in ("defaults", "last")}
+    below = [
+        float(differ(rows("emoreg", read, layer=bench.layer - 1), right).min())
         for read, right in truth.items()
-    )
-    print(f"Reading block {layer - 1} would differ by {least:.1%} or more.", end=" ")
-    for peer in peers:
-        for setting in ("defaults", "best"):
-            found[peer, setting] = rows(peer, setting, layer)
-    texts.write_text(whole, encoding="utf-8")
-    return {
-        place: float(
-            worst(one, truth["last" if place[0] in LAST else "defaults"]).max()
-        )
-        for place, one in found.items()
-    }
-
-
-def _run(
-    library: str,
-    setting: str,
-    work: Path,
-    layer: int,
-    *,
-    dtype: str,
-    sizes: Sequence[int],
-) -> dict[str, Any]:
-    """Run a worker and return what it wrote."""
-    out = work / "out.pt"
-    python = sys.executable if library == "emoreg" else environment(library)
-    worker = HERE / "peers" / f"{library.replace('-', '_')}_worker.py"
-    command = [
-        *(python, str(worker), "--setting", setting, "--sizes", *map(str, sizes)),
-        *("--model", str(work / "model"), "--layer", str(layer), "--dtype", dtype),
-        *("--texts", str(work / "texts.json"), "--out", str(out)),
     ]
-    single = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    quiet = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    # The allocator's as a plain `python` has it, whoever calls this.
-    plain = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    done = subprocess.run(
-        command, env=plain | single | quiet, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise SystemExit(f"{library}, {setting} failed:\n{done.stderr[-3000:]}")
-    return torch.load(out, weights_only=True)
+    print(f"Block {bench.layer - 1} would differ by {min(below):.1%} or more.", end=" ")
+    found = {("emoreg", "best"): rows("emoreg", "best", 256)}
+    found |= {
+        (peer, name): rows(peer, name) for peer in bench.peers for name in SETTINGS
+    }
+    most = {}
+    for place, one in found.items():
+        right = truth["last" if place[0] in LAST else "defaults"]
+        most[place] = float(differ(one, right).max())
+    print(f"  largest differences: {most}", file=sys.stderr)
+    return most
 
 
 def environment(library: str) -> str:
@@ -329,7 +366,7 @@ def environment(library: str) -> str:
     if not mark.exists():
         print(f"  installing {' '.join(wanted)} in {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        pip = [str(python), "-m", "pip", "install", "-q", "--no-compile"]
+        pip = [str(python), "-m", "pip", "install", "-q"]
         index = os.environ.get("EMOREG_TORCH_INDEX")
         source = ["--index-url", index] if index else []
         subprocess.run([*pip, *source, locked["torch"]], check=True)

@@ -257,8 +257,8 @@ def test_a_family_has_a_gradient_where_it_is_captured(family: str) -> None:
     assert stream.shape == (2, len(TEXTS[0]), WIDTH)
     assert stream.requires_grad
     stream.square().mean().backward()
-    early = [p for p in decoder_layers(model)[0].parameters() if p.grad is not None]
-    assert any(bool(p.grad.abs().sum() > 0) for p in early)
+    early = [p.grad for p in decoder_layers(model)[0].parameters()]
+    assert any(grad is not None and bool(grad.abs().sum() > 0) for grad in early)
     late = decoder_layers(model)[READ[1]].parameters()
     assert all(p.grad is None for p in late)  # control: nothing from above it
     assert out.logits.shape[:2] == ids.shape
@@ -299,12 +299,12 @@ def test_a_model_with_a_device_map_is_read(tmp_path: Path, offload: bool) -> Non
     plain = built("llama")
     plain.save_pretrained(tmp_path / "model")
     where: Any = "auto"
+    last = f"model.layers.{DEPTH - 1}"
     if offload:
-        last = f"model.layers.{DEPTH - 1}"
         rest = [f"model.layers.{i}" for i in range(DEPTH - 1)]
         names = ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"]
         where = dict.fromkeys([*names, *rest], "cpu") | {last: "disk"}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", device_map=where, offload_folder=str(tmp_path / "off")
     )
     if offload:

@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -246,11 +248,12 @@ def test_nothing_stands_on_both_sides() -> None:
 def test_losses_refuse_what_the_file_declares_the_audits(audit: AuditReaders) -> None:
     roles, split = Corpus.packaged().roles(), declared(audit)
     refuse_audit_items(roles, emotions=["calm"], layers=[2], split=split)  # control
-    for asked, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"reader": "mlp-stories"}, "reader 'mlp-stories' belongs to the audit"),
         ({"emotions": ["sad"]}, "emotion 'sad' belongs to the audit"),
         ({"layers": [5]}, "layer 5 belongs to the audit"),
-    ):
+    )
+    for asked, message in cases:
         refuse_audit_items(roles, **asked)  # control: without the file's split
         with pytest.raises(ValueError, match=message):
             refuse_audit_items(roles, **asked, split=split)
@@ -273,7 +276,7 @@ def test_a_speakers_words_are_found_whatever_stands_around_them(
         {"role": "user", "content": "Is it fine?"},
     ]
     ids, spans = turn_spans(tokenizer, messages)
-    said = [tokenizer.decode(ids[start:end]) for start, end in spans]
+    said = [tokenizer.decode(list(ids[start:end])) for start, end in spans]
     assert said == ["Is it fine?", "It is fine. It is fine.", "Is it fine?"]
     assert spans[0][1] < spans[1][0] < spans[1][1] < spans[2][0]
     tokenizer.chat_template = (

@@ -1,5 +1,7 @@
-"""Deflection vectors and speaker probes: planted structure is found, noise is not."""
+"""Deflection vectors: what is hidden is found outside the story space, noise is not."""
 
+import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,19 +12,30 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+import emoreg
 from emoreg.cli import main
+from emoreg.residual.capture import capture
 from emoreg.residual.pooling import Passage
+from emoreg.residual.store import ActivationStore
 from emoreg.validation import masking as masking_check
-from emoreg.validation import speakers as speakers_check
 from emoreg.validation.subject import Subject
-from emoreg.vectors import deflection, speakers
+from emoreg.vectors import deflection
 from emoreg.vectors.corpus import Corpus
-from emoreg.vectors.deflection import deflection_vectors, story_space
-from emoreg.vectors.dialogues import OTHER, OWN, words_of
-from emoreg.vectors.emotion_vectors import EmotionVectors
-from emoreg.vectors.speakers import CELLS, speaker_probes
+from emoreg.vectors.deflection import (
+    deflection_vectors,
+    read_masked,
+    story_space,
+    without_stories,
+)
+from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.extract import neutral_ids
+from emoreg.vectors.fit import VectorFitter
+from emoreg.vectors.mean_differences import mean_vectors, neutral_space
+from emoreg.vectors.steering import at_strength
 
 LAYERS, WIDTH = (1, 2), 32
+NONE = [torch.zeros(0, WIDTH) for _ in LAYERS]
+FELT, SHOWN = ("afraid", "angry", "sad"), ("calm", "kind", "proud")
 
 
 @pytest.fixture
@@ -30,26 +43,52 @@ def corpus() -> Corpus:
     return Corpus.packaged()
 
 
-@pytest.fixture
-def vectors(corpus: Corpus) -> EmotionVectors:
-    """Story vectors that fill six of 32 dimensions, the rest being free."""
+def story_vectors(emotions: tuple[str, ...], *, rank: int) -> EmotionVectors:
+    """Story vectors that fill `rank` of 32 dimensions, the rest being free."""
     space = torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q
-    emotions = corpus.roles().core
-    mix = torch.randn(len(LAYERS), len(emotions), 6)
+    mix = torch.randn(len(LAYERS), len(emotions), rank)
     made = EmotionVectors.from_directions(
-        mix @ space[:6], emotions=emotions, layers=LAYERS
+        mix @ space[:rank], emotions=emotions, layers=LAYERS
     )
     return replace(made, provenance={"num_layers": 4})
 
 
-def planted(
-    rows: list[Any], labels: list[str], outside: torch.Tensor, *, signal: float
-) -> torch.Tensor:
-    """Return noise, with a direction for each label outside the story space."""
-    names = sorted(set(labels))
-    places = torch.tensor([names.index(label) for label in labels])
-    noise = torch.randn(len(rows), len(LAYERS), WIDTH)
-    return noise + signal * outside[places % len(outside)].unsqueeze(1)
+@pytest.fixture
+def vectors(corpus: Corpus) -> EmotionVectors:
+    return story_vectors(corpus.roles().core, rank=6)
+
+
+def folder_of(path: Path, rows: list[dict[str, Any]]) -> Corpus:
+    """Return a corpus of these masked texts and ten of the packaged neutral ones."""
+    path.mkdir()
+    packaged = (Corpus.packaged().root / "neutral.jsonl").read_text(encoding="utf-8")
+    (path / "neutral.jsonl").write_text("\n".join(packaged.splitlines()[:10]))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (path / "masked.jsonl").write_text(lines)
+    return Corpus(path)
+
+
+def masked_rows(each: int = 1) -> list[dict[str, Any]]:
+    """Return texts for all pairs, in which marks say what is felt and what is shown."""
+    pairs = [(f, s) for f in FELT for s in SHOWN for _ in range(each)]
+    return [
+        {
+            "id": f"m{number}",
+            "felt": felt,
+            "shown": shown,
+            "split": "fit",
+            "text": "x" * (50 + number) + f"<{felt}>" * 9 + f"<{shown}>" * 9,
+        }
+        for number, (felt, shown) in enumerate(pairs)
+    ]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Corpus:
+    return folder_of(tmp_path / "corpus", masked_rows())
+
+
+# ---------------------------------------------------------------- the story space
 
 
 def test_the_story_space_is_that_of_the_singular_vectors(
@@ -60,129 +99,265 @@ def test_the_story_space_is_that_of_the_singular_vectors(
         sizes = np.linalg.svd(long.astype(np.float64), compute_uv=False) ** 2
         wanted = int(np.searchsorted(sizes.cumsum() / sizes.sum(), 0.99) + 1)
         assert len(base) == wanted <= 6
-        torch.testing.assert_close(
-            base @ base.T, torch.eye(len(base)), atol=1e-5, rtol=0
-        )
+        eye = torch.eye(len(base), dtype=base.dtype)
+        torch.testing.assert_close(base @ base.T, eye)
         outside = long - long @ base.numpy().T @ base.numpy()
         assert (outside**2).sum() <= 0.0101 * (long**2).sum()
         fewer = long - long @ base[:-1].numpy().T @ base[:-1].numpy()  # control
         assert (fewer**2).sum() > 0.01 * (long**2).sum()
 
 
-def test_what_is_hidden_is_found_outside_the_story_space(
-    tiny_model: Callable[[str], Any],
-    tokenizer: PreTrainedTokenizerFast,
-    corpus: Corpus,
+def test_nothing_is_left_in_it_and_the_share_is_what_least_squares_leave(
     vectors: EmotionVectors,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rows = corpus.records("masked", split="fit")
-    felt = [row["felt"] for row in rows]
-    outside = torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q[:12]
-    for base in story_space(vectors):
-        outside = outside - (outside @ base.T) @ base
+    long = torch.randn(len(LAYERS), 5, WIDTH)
+    made = EmotionVectors.from_directions(long, emotions=tuple("abcde"), layers=LAYERS)
+    found = without_stories(made, vectors)
+    for row, base in enumerate(story_space(vectors)):
+        basis, y = base.numpy().T, long[row].double().numpy().T
+        fit = np.linalg.lstsq(basis, y, rcond=None)[0]
+        left = (y - basis @ fit).T
+        shares = np.linalg.norm(left, axis=1) / np.linalg.norm(y.T, axis=1)
+        assert found.provenance["norm_left"][row] == pytest.approx(
+            shares.mean(), abs=5e-4
+        )
+        np.testing.assert_allclose(
+            found.raw_norm[row].numpy(), np.linalg.norm(left, axis=1), rtol=1e-5
+        )
+        inside = found.directions[0, row].double() @ base.T
+        assert float(inside.abs().max()) < 1e-6
+        assert float((made.directions[0, row].double() @ base.T).abs().max()) > 0.05
+    assert found.provenance["story_rank"] == [len(b) for b in story_space(vectors)]
+    assert found.provenance["story_vectors"] == vectors.hash
 
-    def means(*_: Any, **__: Any) -> torch.Tensor:
-        return planted(list(rows), felt, outside, signal=6.0)
 
-    monkeypatch.setattr(deflection, "span_means", means)
-    found = deflection_vectors(
-        tiny_model("llama"), tokenizer, corpus, vectors, quiet=True
+def test_a_story_space_that_leaves_nothing_is_refused() -> None:
+    axes = torch.eye(WIDTH).expand(len(LAYERS), -1, -1)
+    names = tuple(f"e{i}" for i in range(WIDTH))
+    full = EmotionVectors.from_directions(axes, emotions=names, layers=LAYERS)
+    assert [len(base) for base in story_space(full)] == [WIDTH, WIDTH]
+    made = EmotionVectors.from_directions(
+        torch.randn(2, 3, WIDTH), emotions=tuple("abc"), layers=LAYERS
     )
-    assert found.emotions == tuple(dict.fromkeys(felt))
-    names = sorted(set(felt))
-    true = torch.stack([outside[names.index(e)] for e in found.emotions])
-    true = true - true.mean(0)
+    with pytest.raises(ValueError, match=r"nothing at layer \d: it has 32 of 32"):
+        without_stories(made, full)
+    part = full.subset(names[:6])
+    with pytest.raises(ValueError, match=r"it has 6 of 32 .*`vectors\.subset"):
+        without_stories(part, part)
+    without_stories(made, part)  # control
+
+
+# ------------------------------------------------------- mean differences, neutral
+
+
+def test_mean_differences_are_the_fitters() -> None:
+    values = torch.randn(12, len(LAYERS), WIDTH)
+    labels = ["b", "a", "c"] * 4
+    fitter = VectorFitter(emotions=("a", "b"), layers=LAYERS, d_model=WIDTH)
+    kept = [i for i, label in enumerate(labels) if label != "c"]
+    fitter.update(values[kept], [labels[i] for i in kept])
+    fitter.update_neutral(torch.randn(50, len(LAYERS), WIDTH))
+    bases = fitter.neutral_subspace(0.5)
+    found = mean_vectors(
+        values, labels, emotions=("a", "b"), layers=LAYERS, neutral=bases
+    )
+    wanted = fitter.vectors(denoise=0.5)
+    at = wanted.reader_index(MEAN_DIFFERENCE)
+    torch.testing.assert_close(found.directions[0], wanted.directions[at])
+    torch.testing.assert_close(found.raw_norm, wanted.raw_norm)
+    torch.testing.assert_close(found.centre, wanted.centre)
+    bare = mean_vectors(  # control
+        values, labels, emotions=("a", "b"), layers=LAYERS, neutral=NONE
+    )
+    assert not torch.allclose(bare.raw_norm, wanted.raw_norm, rtol=0.05)
+
+
+def test_the_neutral_space_is_that_of_tokens_from_the_fiftieth_on(
+    tiny_model: Callable[[str], Any], tokenizer: PreTrainedTokenizerFast, small: Corpus
+) -> None:
+    model = tiny_model("llama")
+    found = neutral_space(model, tokenizer, small, LAYERS, variance=0.5, quiet=True)
+    tokens = []
+    for passage in small.neutral("fit"):
+        ids = torch.tensor([neutral_ids(tokenizer, passage)])
+        with torch.no_grad(), capture(model, LAYERS) as captured:
+            model(ids)
+            tokens.append(torch.stack([captured[i][0, 49:] for i in LAYERS], dim=1))
+    x = torch.cat(tokens).double().numpy()
+    for row, base in enumerate(found):
+        centred = x[:, row] - x[:, row].mean(0)
+        _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
+        share = (sizes**2).cumsum() / (sizes**2).sum()
+        rank = int(np.searchsorted(share, 0.5) + 1)
+        assert len(base) == rank
+        ours = base.double().numpy()
+        np.testing.assert_allclose(
+            ours.T @ ours, axes[:rank].T @ axes[:rank], atol=1e-3
+        )
+    none = neutral_space(model, tokenizer, small, LAYERS, variance=0.0)
+    assert [len(base) for base in none] == [0, 0]
+
+
+# ---------------------------------------------------------------- planted structure
+
+
+@pytest.fixture
+def marked(tiny_model: Callable[[str], Any], tokenizer: PreTrainedTokenizerFast) -> Any:
+    """A model that has a direction for the mark of each emotion, felt or shown."""
+    tokenizer.add_tokens([f"<{name}>" for name in (*FELT, *SHOWN)])
+    model = tiny_model("llama")
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    units = torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q[: len(FELT + SHOWN)]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[-len(units) :] = 4.0 * units
+    return model, units
+
+
+def differences(units: torch.Tensor) -> torch.Tensor:
+    """Return unit differences from the mean."""
+    centred = units - units.mean(0)
+    return centred / centred.norm(dim=-1, keepdim=True)
+
+
+def test_what_is_felt_is_found_and_what_stories_know_is_taken_out(
+    marked: Any, tokenizer: PreTrainedTokenizerFast, small: Corpus
+) -> None:
+    model, units = marked
+    felt, shown = units[: len(FELT)], units[len(FELT) :]
+    # Stories know two of the directions: that of the first that is felt, and another.
+    known = torch.stack([felt[0], shown[0]]).expand(len(LAYERS), -1, -1)
+    stories = EmotionVectors.from_directions(
+        known, emotions=("afraid", "calm"), layers=LAYERS
+    )
+    found = deflection_vectors(
+        model, tokenizer, small, stories, denoise=0.0, quiet=True
+    )
+    assert found.emotions == FELT
+    assert found.readers == (MEAN_DIFFERENCE,)
+    true = differences(felt)
+    true = true - (true @ felt[0])[:, None] * felt[0]
     true = true / true.norm(dim=-1, keepdim=True)
     cosine = (found.directions[0] * true).sum(-1)
-    assert float(cosine.min()) > 0.85
-    rolled = (found.directions[0].roll(1, dims=1) * true).sum(-1)  # control
-    assert float(rolled.mean()) < 0.3
-    for row, base in enumerate(story_space(vectors)):
-        inside = found.directions[0, row] @ base.T
-        torch.testing.assert_close(inside, torch.zeros_like(inside), atol=1e-5, rtol=0)
-    lengths = found.directions.norm(dim=-1)
-    torch.testing.assert_close(lengths, torch.ones_like(lengths))
-    assert found.provenance["texts"] == dict.fromkeys(found.emotions, 7)
-    assert len(found.provenance["norm_left"]) == len(LAYERS)
-    assert all(0.5 < share <= 1 for share in found.provenance["norm_left"])
+    assert float(cosine.min()) > 0.9
+    assert float((found.directions[0] @ felt[0]).abs().max()) < 1e-5
+    # What was said in the open tells nothing about what was felt, and the reverse.
+    assert float((found.directions[0] @ shown.T).abs().mean()) < 0.2
+    by_shown = deflection_vectors(
+        model, tokenizer, small, stories, by="shown", denoise=0.0, quiet=True
+    )
+    assert by_shown.emotions == SHOWN
+    outward = differences(shown)
+    outward = outward - (outward @ shown[0])[:, None] * shown[0]
+    outward = outward / outward.norm(dim=-1, keepdim=True)
+    assert float((by_shown.directions[0] * outward).sum(-1).min()) > 0.9
+    # Control: the names dealt out anew.
+    texts = read_masked(model, tokenizer, small, LAYERS, split="fit", quiet=True)
+    dealt = [FELT[i % 3] for i in range(len(texts.felt))]  # each shown thing's own
+    blind = without_stories(
+        mean_vectors(texts.values, dealt, emotions=FELT, layers=LAYERS, neutral=NONE),
+        stories,
+    )
+    assert float((blind.directions[0] * true).sum(-1).abs().mean()) < 0.4
 
 
-def test_a_real_model_is_read_and_the_file_comes_back(
+def test_the_length_that_is_left_lies_outside_neutral_and_story_space(
+    marked: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model, _ = marked
+    corpus = folder_of(tmp_path / "corpus", masked_rows(each=2))
+    neutral = neutral_space(model, tokenizer, corpus, LAYERS, variance=0.5, quiet=True)
+    # Of story vectors without the neutral components, as `extract` leaves them.
+    raw = torch.randn(len(LAYERS), 4, WIDTH)
+    long = torch.stack([x - (x @ b.T) @ b for x, b in zip(raw, neutral, strict=True)])
+    stories = EmotionVectors.from_directions(
+        long, emotions=("sad", "calm", "proud", "kind"), layers=LAYERS
+    )
+    found = deflection_vectors(model, tokenizer, corpus, stories, quiet=True)
+    for row, base in enumerate(neutral):
+        assert float((found.directions[0, row] @ base.T).abs().max()) < 1e-4
+        story = stories.directions[0, row]
+        assert float((found.directions[0, row] @ story.T).abs().max()) < 0.2
+    bare = deflection_vectors(  # control
+        model, tokenizer, corpus, stories, denoise=0.0, quiet=True
+    )
+    assert float((bare.directions[0, 0] @ neutral[0].T).abs().max()) > 0.05
+    said = found.provenance
+    assert said["texts"] == dict.fromkeys(FELT, 6)
+    assert said["neutral_rank"] == [len(base) for base in neutral]
+    assert bare.provenance["neutral_rank"] == [0, 0]
+    assert said["story_emotions"] == 4
+    assert all(0 < share < 1 for share in said["norm_left"])
+
+
+# ------------------------------------------------------------------ files and faults
+
+
+def test_the_file_comes_back_and_is_read_and_steered_with_like_any_other(
     tiny_model: Callable[[str], Any],
     tokenizer: PreTrainedTokenizerFast,
-    corpus: Corpus,
+    small: Corpus,
     vectors: EmotionVectors,
     tmp_path: Path,
 ) -> None:
     model = tiny_model("llama")
-    found = deflection_vectors(model, tokenizer, corpus, vectors, quiet=True)
+    store = ActivationStore(tmp_path / "store")
+    found = deflection_vectors(
+        model, tokenizer, small, vectors, quiet=True, store=store
+    )
+    assert any(store.folder.iterdir())
+    again = deflection_vectors(
+        model, tokenizer, small, vectors, quiet=True, store=store
+    )
+    assert again.hash == found.hash
     back = EmotionVectors.load(found.save(tmp_path / "d.safetensors"))
     assert back.hash == found.hash
+    assert back.provenance == found.provenance
     assert back.provenance["kind"] == "deflection, by what is felt"
-    shown = deflection_vectors(
-        model, tokenizer, corpus, vectors, by="shown", quiet=True
-    )
-    assert shown.emotions != found.emotions
-    with pytest.raises(ValueError, match="belong to the model"):
-        deflection_vectors(
-            model,
-            tokenizer,
-            corpus,
-            replace(vectors, provenance={"num_layers": 9}),
-            quiet=True,
-        )
+    lengths = back.directions.norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+    emoreg.Monitor(back, emotions=FELT, readers=[MEAN_DIFFERENCE])
+    twin = Corpus.packaged().transcripts("dev")[:1]
+    table = emoreg.measure(model, tokenizer, twin, back, quiet=True)
+    assert {*table.emotions} == {*FELT}
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        plain = model(ids).logits
+        with at_strength(model, back, "sad", 1.0, norms={LAYERS[0]: 1.0}):
+            moved = model(ids).logits
+    assert not torch.allclose(plain, moved, atol=1e-3)
 
 
-def test_words_are_those_of_who_is_asked_for(
-    tokenizer: PreTrainedTokenizerFast, corpus: Corpus
-) -> None:
-    rows = corpus.records("dialogues", split="test")[:4]
-    own, other = (words_of(tokenizer, rows, whose) for whose in (OWN, OTHER))
-    for row, mine, theirs in zip(rows, own, other, strict=True):
-        assert mine.ids == theirs.ids
-        said = [m["content"] for m in row["messages"] if m["role"] == row["speaker"]]
-        assert [tokenizer.decode(mine.ids[slice(*s)]) for s in mine.spans] == said
-        rest = [m["content"] for m in row["messages"] if m["role"] != row["speaker"]]
-        assert [tokenizer.decode(theirs.ids[slice(*s)]) for s in theirs.spans] == rest
-
-
-def test_probes_of_each_cell_are_the_mean_differences_of_it(
+def test_faults_are_said_with_what_to_do(
     tiny_model: Callable[[str], Any],
     tokenizer: PreTrainedTokenizerFast,
-    corpus: Corpus,
+    vectors: EmotionVectors,
     tmp_path: Path,
 ) -> None:
     model = tiny_model("llama")
-    found = speaker_probes(model, tokenizer, corpus, layers=LAYERS, quiet=True)
-    assert found.readers == tuple(CELLS)
-    rows = corpus.records("dialogues", split="fit")
-    from emoreg.residual.pooling import span_means
-    from emoreg.vectors.dialogues import over_turns
+    rows = masked_rows()
+    rows.append({**rows[0], "id": "only", "felt": "jealous"})
+    corpus = folder_of(tmp_path / "corpus", rows)
 
-    for cell, (speaker, whose) in CELLS.items():
-        own = [row for row in rows if row["speaker"] == speaker]
-        passages = words_of(tokenizer, own, whose)
-        values = over_turns(span_means(model, passages, LAYERS, quiet=True), passages)
-        labels = np.array([row["emotion"] for row in own])
-        means = torch.stack([values[labels == e].mean(0) for e in found.emotions])
-        centre = means.mean(0)
-        for row, layer in enumerate(LAYERS):
-            r = means[:, row] - centre[row]
-            unit = r / r.norm(dim=-1, keepdim=True)
-            mine = found.unit_directions(layer=layer, reader=cell)
-            torch.testing.assert_close(mine, unit, atol=1e-4, rtol=1e-3)
-            x = torch.randn(5, WIDTH)
-            scores = found.scores(x, layer=layer, reader=cell)
-            torch.testing.assert_close(
-                scores, (x - centre[row]) @ unit.T, atol=1e-3, rtol=1e-3
-            )
-    assert found.provenance["texts"] == dict.fromkeys(CELLS, 48)
-    back = EmotionVectors.load(found.save(tmp_path / "s.safetensors"))
-    assert back.hash == found.hash
+    def made(**options: Any) -> EmotionVectors:
+        how = {"vectors": vectors, "corpus": corpus, "denoise": 0.0, **options}
+        return deflection_vectors(model, tokenizer, quiet=True, **how)
+
+    assert "jealous" not in made().emotions  # one text is no mean
+    assert made(emotions=["sad", "angry"]).emotions == ("sad", "angry")
+    with pytest.raises(ValueError, match=r"found 1 of 'jealous'\. Write more"):
+        made(emotions=["jealous", "sad"])
+    with pytest.raises(ValueError, match="Did you mean `sad`"):
+        made(emotions=["sadd", "angry"])
+    with pytest.raises(ValueError, match="two emotions or more"):
+        made(emotions=["sad"])
+    with pytest.raises(ValueError, match="belong to the model"):
+        made(vectors=replace(vectors, provenance={"num_layers": 9}))
+    short = [{**row, "text": "too short"} for row in masked_rows()]
+    with pytest.raises(ValueError, match=r"at least 50 tokens.*masked m0"):
+        made(corpus=folder_of(tmp_path / "short", short))
 
 
-# ------------------------------------------------------------------- checks
+# ------------------------------------------------------------------------ the check
 
 
 @pytest.fixture
@@ -191,6 +366,7 @@ def subject(
     tokenizer: PreTrainedTokenizerFast,
     corpus: Corpus,
     vectors: EmotionVectors,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Subject:
     made = Subject(
         model=tiny_model("llama"),
@@ -199,74 +375,127 @@ def subject(
         corpus=corpus,
         quiet=True,
     )
-    made.__dict__["layer_of"] = {"mean-difference": LAYERS[0]}
+    made.__dict__["layer_of"] = {MEAN_DIFFERENCE: LAYERS[0]}
+    monkeypatch.setattr(masking_check, "neutral_space", lambda *_, **__: NONE)
     return made
 
 
-def answering(signal: float, by: dict[tuple[int, ...], str]) -> Callable[..., Any]:
-    """Return a stand-in for reading: noise with a direction for each text's emotion."""
-    names = sorted(set(by.values()))
-    units = torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q
+def planted_reading(
+    subject: Subject, signal: float, *, inside: bool
+) -> Callable[..., Any]:
+    """Return a stand-in for reading: noise, and a direction for what is felt.
 
-    def means(_model: Any, passages: list[Passage], *_: Any, **__: Any) -> torch.Tensor:
-        rows = []
-        for passage in passages:
-            unit = units[names.index(by[passage.ids]) % WIDTH]
-            rows += [torch.randn(len(LAYERS), WIDTH) + signal * unit] * len(
-                passage.spans
-            )
+    It lies inside the story space, or outside of it.
+    """
+    rows = subject.corpus.records("masked", split="all")
+    felt = {
+        tuple(subject.tokenizer(row["text"])["input_ids"]): row["felt"] for row in rows
+    }
+    names = sorted({*felt.values()})
+    base = torch.cat(story_space(subject.vectors)).float()
+    room = torch.linalg.svd(base, full_matrices=True).Vh
+    rank = int((torch.linalg.svdvals(base) > 1e-4).sum())
+    units = room[:rank] if inside else room[rank:]
+
+    def means(_: Any, passages: list[Passage], *__: Any, **___: Any) -> torch.Tensor:
+        rows = [
+            torch.randn(len(LAYERS), WIDTH)
+            + signal * units[names.index(felt[passage.ids]) % len(units)]
+            for passage in passages
+        ]
         return torch.stack(rows)
 
     return means
 
 
-@pytest.mark.parametrize(("signal", "verdict"), [(8.0, "passed"), (0.0, "missed")])
-def test_masking_is_seen_where_it_is_planted(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch, signal: float, verdict: str
+@pytest.mark.parametrize(
+    ("signal", "inside", "verdict"),
+    [(8.0, False, "passed"), (8.0, True, "missed"), (0.0, False, "missed")],
+)
+def test_masking_is_seen_where_it_lies_outside_the_story_space(
+    subject: Subject,
+    monkeypatch: pytest.MonkeyPatch,
+    signal: float,
+    inside: bool,
+    verdict: str,
 ) -> None:
-    by = {
-        tuple(subject.tokenizer(row["text"])["input_ids"]): row["felt"]
-        for row in subject.corpus.records("masked", split="all")
-    }
-    read = answering(signal, by)
+    read = planted_reading(subject, signal, inside=inside)
     monkeypatch.setattr(deflection, "span_means", read)
-    monkeypatch.setattr("emoreg.validation.subject.span_means", read)
     found = masking_check.masking(subject)
     assert found.headline is not None
     assert found.verdict == verdict
-    assert set(found.headline.controls) == {"chance", "shuffled"}
+    assert set(found.headline.controls) == {"chance", "random", "shuffled", "embedding"}
+    assert found.headline.low <= found.headline.value <= found.headline.high  # type: ignore[operator]
+    assert abs(found.headline.controls["shuffled"] - 0.5) < 0.2
     assert "84 texts to fit on, 36 to test on" in found.notes[0]
-    names = {figure.name for figure in found.figures}
-    assert "area of what is shown, by story readers" in names
+    by_name = {figure.name: figure.value for figure in found.figures}
+    before = by_name["area of what is felt, by vectors before that"]
+    assert before > 0.8 if signal else before < 0.65
+    assert by_name["mean rank of what is felt, among 12"] < 4 or verdict == "missed"
+    share = next(f for f in found.figures if f.name.startswith("share of the norm"))
+    assert share.value < 0.6 if inside else share.value > 0.8
+    stories = by_name["area of what is felt, by story readers"]
+    assert 0 <= stories <= 1
+    cosine = next(f for f in found.figures if f.name.startswith("cosine"))
+    assert cosine.count == len({*subject.vectors.emotions} & FELT_IN_CORE)
 
 
-@pytest.mark.parametrize(("signal", "verdict"), [(8.0, "passed"), (0.0, "missed")])
-def test_speakers_are_one_where_they_are_planted_as_one(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch, signal: float, verdict: str
-) -> None:
-    rows = subject.corpus.records("dialogues", split="all")
-    by = {
-        p.ids: row["emotion"]
-        for p, row in zip(words_of(subject.tokenizer, rows), rows, strict=True)
-    }
-    read = answering(signal, by)
-    monkeypatch.setattr(speakers, "span_means", read)
-    monkeypatch.setattr("emoreg.validation.subject.span_means", read)
-    found = speakers_check.speakers(subject)
-    assert found.verdict == verdict
-    cosines = {f.name: f.value for f in found.figures if f.name.startswith("cosine")}
-    both = cosines["cosine of present, of the two speakers"]
-    assert both > 0.7 if signal else both < 0.4
-    assert "cosine of stories and present-user" in cosines
+FELT_IN_CORE = {
+    *("desperate", "afraid", "angry", "sad", "guilty", "panicked", "frustrated"),
+    *("ashamed", "overwhelmed", "lonely"),
+}
+
+
+def test_the_check_says_why_it_was_not_run(subject: Subject, tmp_path: Path) -> None:
     bare = replace(subject, corpus=Corpus(subject.corpus.root / "stories"))
-    assert speakers_check.speakers(bare).verdict == "not run"
-    assert masking_check.masking(bare).verdict == "not run"
+    assert "no masked texts" in masking_check.masking(bare).not_run
+    rows = [{**row, "id": f"t{row['id']}", "split": "test"} for row in masked_rows()]
+    few = folder_of(tmp_path / "few", [*masked_rows(), *rows])
+    found = masking_check.masking(replace(subject, corpus=few))
+    assert found.verdict == "not run"
+    assert "3 emotions have masked texts, 5 are needed" in found.not_run
+    names = subject.corpus.emotions()
+    full = replace(subject, vectors=story_vectors(names, rank=WIDTH))
+    assert "nothing is left" in masking_check.masking(full).not_run
 
 
 def test_the_command_refuses_what_it_does_not_know(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    arguments = ["probes", "--kind", "speakers", "--model", "demo"]
+    arguments = ["probes", "--kind", "deflection", "--model", "demo"]
     arguments += ["--vectors", str(tmp_path / "none"), "--out", str(tmp_path / "o")]
     assert main(arguments) == 2
     assert "must be a file made by `emoreg extract`" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- a real model
+
+
+@pytest.mark.slow
+def test_in_the_demo_model_felt_emotions_leave_a_trace() -> None:
+    """Among texts to fit on alone: the test split is the battery's."""
+    model, tokenizer = emoreg.demo.load()
+    corpus = Corpus.packaged()
+    texts = read_masked(model, tokenizer, corpus, (15,), split="fit", quiet=True)
+    neutral = neutral_space(model, tokenizer, corpus, (15,), variance=0.5, quiet=True)
+    # Every other text of an emotion is held out.
+    before = [texts.felt[:row].count(name) for row, name in enumerate(texts.felt)]
+    fit = [row for row, count in enumerate(before) if count % 2 == 0]
+    held = [row for row, count in enumerate(before) if count % 2 == 1]
+    names = tuple(dict.fromkeys(texts.felt))
+
+    def hits(labels: list[str]) -> float:
+        found = mean_vectors(
+            texts.values[fit], labels, emotions=names, layers=(15,), neutral=neutral
+        )
+        read = found.project(texts.values[held, 0], layer=15)
+        read = read - read.mean(0)
+        own = torch.tensor([names.index(texts.felt[row]) for row in held])
+        higher = read >= read.gather(1, own[:, None])
+        return float(higher.float().sum(1).mean())
+
+    rank = hits([texts.felt[row] for row in fit])
+    dealt = [texts.felt[row] for row in fit]
+    random.Random(0).shuffle(dealt)
+    assert rank < 5.0  # of 12; 6.5 by chance
+    assert hits(dealt) > 5.2  # control

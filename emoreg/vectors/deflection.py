@@ -1,8 +1,19 @@
-"""Deflection vectors: what is felt where something else is shown."""
+"""Deflection vectors: what is felt where something else is shown.
 
-from collections import Counter
-from dataclasses import replace
-from typing import Literal
+The story space is what is taken out of them: the principal components that hold 99 % of
+the story vectors' variance. What is left is not the emotion as stories have it (the
+appendix on deflection of https://transformer-circuits.pub/2026/emotions/). Where story
+vectors are many and the model is small, that space is a large part of the stream, and
+little is left of anything: a random direction keeps `sqrt(1 - rank / d_model)`.
+
+Activations are means over tokens from the 50th on, as for stories, whose vectors they
+are held against. The packaged texts have 130 tokens or more; on their `fit` split those
+means told the felt emotion better than means over all tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float
@@ -14,12 +25,35 @@ from emoreg.residual.pooling import span_means
 from emoreg.residual.store import ActivationStore
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, EmotionVectors
-from emoreg.vectors.fit import VectorFitter
-from emoreg.vectors.pooled import text_passage
+from emoreg.vectors.mean_differences import (
+    mean_vectors,
+    neutral_space,
+    origin,
+    with_texts_enough,
+)
+from emoreg.vectors.pooled import FIRST_TOKEN, text_passage
 
 STORY_VARIANCE = 0.99
 """Of the story vectors' variance, what is taken out of deflection vectors (the paper's
 choice)."""
+ROUNDING = 1e-3
+"""Share of a vector's length below which what is left of it is rounding alone."""
+
+By = Literal["felt", "shown"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MaskedTexts:
+    """Pooled activations of texts in which one emotion is felt and another shown."""
+
+    values: Float[Tensor, "text layer d_model"]
+    felt: tuple[str, ...]
+    shown: tuple[str, ...]
+
+    def labels(self, by: By) -> tuple[str, ...]:
+        """Return what is felt in each text, or what is shown."""
+        return self.felt if by == "felt" else self.shown
 
 
 def deflection_vectors(
@@ -28,63 +62,91 @@ def deflection_vectors(
     corpus: Corpus,
     vectors: EmotionVectors,
     *,
-    by: Literal["felt", "shown"] = "felt",
+    by: By = "felt",
+    emotions: Sequence[str] | None = None,
+    denoise: float = 0.5,
     quiet: bool = False,
     store: ActivationStore | None = None,
 ) -> EmotionVectors:
-    """Return a vector for each emotion that is felt and hidden, less the story space.
+    """Return a vector for each emotion that is felt and hidden.
 
     `r_e` = mean over texts in which e is felt and another emotion shown, minus the mean
-    over felt emotions; tokens from the 50th on. Then the principal components that hold
-    99 % of the story vectors' variance are projected out: what is left is not the
-    emotion as stories have it (https://transformer-circuits.pub/2026/emotions/, the
-    appendix on deflection). The packaged corpus has seven texts for each of twelve
-    emotions: thin. `provenance` says what was left of each layer's norms, the rank that
-    was taken out, and how many texts there were.
+    over felt emotions, without neutral components; then without the story space. The
+    packaged corpus has seven texts for each of twelve emotions: thin. `provenance` says
+    how many there were, the ranks that were taken out, and per layer which share of the
+    length the story space left.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        corpus: Its `masked` texts of the `fit` split are used.
+        corpus: Its `masked` texts and neutral ones of the `fit` split are used.
         vectors: Story vectors of the same model, which say where to read.
         by: Label the texts with what is felt, or with what is shown, for comparison.
+        emotions: Which to fit; all with two texts or more when None.
+        denoise: Share of neutral variance that is taken out first. With 0 most of what
+            is left lies in those components, which the story vectors do not have.
         quiet: No progress bar.
-        store: Where activations are kept.
+        store: Where activations of masked texts are kept.
 
     Raises:
-        ValueError: If fewer than two emotions have two texts, or the vectors are
-            another model's.
+        ValueError: If an emotion that is asked for, or all but one, have fewer than two
+            texts; if the vectors are another model's; if the story space leaves none.
     """
     vectors.check_model(
         d_model=d_model(model), num_layers=num_layers(model), name=model_name(model)
     )
-    rows = corpus.records("masked", split="fit")
-    counts = Counter(row[by] for row in rows)
-    rows = [row for row in rows if counts[row[by]] >= 2]
-    emotions = tuple(dict.fromkeys(row[by] for row in rows))
-    if len(emotions) < 2:
-        raise ValueError(
-            "deflection vectors need two emotions or more with two masked texts each, "
-            f"found {len(emotions)}. Write some (`emoreg stories --kinds masked`)"
-        )
+    layers, what = vectors.layers, f"masked texts, by what is {by},"
+    labels = [row[by] for row in corpus.records("masked", split="fit")]
+    chosen = with_texts_enough(labels, emotions, what=what)
+    parts = (model, tokenizer, corpus, layers)
+    texts = read_masked(*parts, split="fit", quiet=quiet, store=store)
+    neutral = neutral_space(*parts, variance=denoise, quiet=quiet)
+    found = mean_vectors(
+        texts.values, texts.labels(by), emotions=chosen, layers=layers, neutral=neutral
+    )
+    provenance = {
+        "kind": f"deflection, by what is {by}",
+        "first_token": FIRST_TOKEN,
+        "texts": {emotion: labels.count(emotion) for emotion in chosen},
+        "neutral_rank": [len(base) for base in neutral],
+        **origin(model),
+    }
+    return without_stories(replace(found, provenance=provenance), vectors)
+
+
+def read_masked(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus,
+    layers: Sequence[int],
+    *,
+    split: str,
+    quiet: bool = False,
+    store: ActivationStore | None = None,
+) -> MaskedTexts:
+    """Return the masked texts of a split, each as its mean from the 50th token on."""
+    rows = corpus.records("masked", split=split)
     values = span_means(
         model,
         [text_passage(tokenizer, row["text"], f"masked {row['id']}") for row in rows],
-        vectors.layers,
-        description="Reading masked texts",
+        layers,
+        description=f"Reading masked texts ({split})",
         quiet=quiet,
         store=store,
     )
-    fitter = VectorFitter(
-        emotions=emotions, layers=vectors.layers, d_model=vectors.d_model
+    return MaskedTexts(
+        values=values,
+        felt=tuple(row["felt"] for row in rows),
+        shown=tuple(row["shown"] for row in rows),
     )
-    fitter.update(values, [row[by] for row in rows])
-    raw = fitter.vectors(denoise=0.0)
-    return _without_stories(raw, vectors, {e: counts[e] for e in emotions}, by)
 
 
 def story_space(vectors: EmotionVectors) -> list[Float[Tensor, "rank d_model"]]:
-    """Return, per layer, an orthonormal basis of the story vectors' main components."""
+    """Return, per layer, an orthonormal basis of the story vectors' main components.
+
+    Variance is counted from the mean over all emotions that the vectors were fitted on,
+    from which they are taken: a part of them has the space that it needs itself.
+    """
     row = vectors.reader_index(MEAN_DIFFERENCE)
     long = vectors.directions[row] * vectors.raw_norm.unsqueeze(-1)
     bases = []
@@ -92,34 +154,39 @@ def story_space(vectors: EmotionVectors) -> list[Float[Tensor, "rank d_model"]]:
         _, sizes, axes = torch.linalg.svd(layer.double(), full_matrices=False)
         explained = sizes.square().cumsum(0) / sizes.square().sum()
         rank = int((explained < STORY_VARIANCE).sum()) + 1
-        bases.append(axes[:rank].float())
+        bases.append(axes[:rank])
     return bases
 
 
-def _without_stories(
-    raw: EmotionVectors, stories: EmotionVectors, counts: dict[str, int], by: str
-) -> EmotionVectors:
+def without_stories(found: EmotionVectors, stories: EmotionVectors) -> EmotionVectors:
+    """Return `found` without the story space; provenance says what was left of it.
+
+    Raises:
+        ValueError: If nothing is left of one.
+    """
     bases = story_space(stories)
-    long = raw.directions[0] * raw.raw_norm.unsqueeze(-1)
+    long = (found.directions[0] * found.raw_norm.unsqueeze(-1)).double()
     left = torch.stack(
         [x - (x @ base.T) @ base for x, base in zip(long, bases, strict=True)]
     )
-    norm = left.norm(dim=-1)
-    shares = (norm / raw.raw_norm).mean(-1)
+    shares = left.norm(dim=-1) / long.norm(dim=-1)
+    if float(shares.min()) < ROUNDING:
+        row = int(shares.min(1).values.argmin())
+        raise ValueError(
+            "the story space must leave something of each vector, found nothing at "
+            f"layer {found.layers[row]}: it has {len(bases[row])} of "
+            f"{found.d_model} dimensions. Take story vectors of fewer emotions: "
+            "`vectors.subset([...])`"
+        )
+    made = EmotionVectors.from_directions(
+        left.float(), emotions=found.emotions, layers=found.layers
+    )
+    provenance = {
+        "story_vectors": stories.hash,
+        "story_emotions": len(stories.emotions),
+        "story_rank": [len(base) for base in bases],
+        "norm_left": [round(float(share), 3) for share in shares.mean(1)],
+    }
     return replace(
-        raw,
-        directions=(left / norm.unsqueeze(-1)).unsqueeze(0),
-        readers=(MEAN_DIFFERENCE,),
-        raw_norm=norm,
-        scale=torch.ones(1, *norm.shape),
-        offset=torch.zeros(1, *norm.shape),
-        provenance={
-            "model": stories.provenance.get("model"),
-            "num_layers": stories.provenance.get("num_layers"),
-            "kind": f"deflection, by what is {by}",
-            "story_vectors": stories.hash,
-            "story_rank": [len(base) for base in bases],
-            "norm_left": [round(float(share), 3) for share in shares],
-            "texts": counts,
-        },
+        made, centre=found.centre, provenance={**found.provenance, **provenance}
     )

@@ -79,7 +79,7 @@ def extract(
         emotions=emotions, layers=sorted(layers), d_model=d_model(model)
     )
     neutral = corpus.neutral("fit")
-    _read_neutral(model, tokenizer, neutral, fitter, budget=budget, quiet=quiet)
+    read_neutral(model, tokenizer, neutral, fitter, budget=budget, quiet=quiet)
     settings = {"denoise": denoise, "shrinkage": shrinkage}
     provenance = _provenance(model, tokenizer, corpus, len(neutral), settings)
     how: Any = {"budget": budget, "quiet": quiet}
@@ -93,15 +93,16 @@ def extract(
     return replace(extraction, vectors=vectors)
 
 
-def _read_neutral(
+def read_neutral(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     passages: Sequence[Neutral],
     fitter: VectorFitter,
     *,
-    budget: int | None,
-    quiet: bool,
+    budget: int | None = None,
+    quiet: bool = False,
 ) -> None:
+    """Add the tokens of neutral passages, from the 50th real one on, to a fitter."""
     sequences = [neutral_ids(tokenizer, passage) for passage in passages]
 
     def consume(batch: Batch, captured: Captured) -> None:

@@ -121,7 +121,7 @@ class VectorFitter:
         centre = self._mean.mean(0)
         difference = (self._mean - centre).transpose(0, 1)  # layer emotion d_model
         bases = self.neutral_subspace(denoise)
-        clean = _without(difference, bases)
+        clean = without(difference, bases)
         weights = self._lda(difference, shrinkage)
         raw_norm, lda_norm = clean.norm(dim=-1), weights.norm(dim=-1)
         bias = -0.5 * (weights * difference).sum(-1)
@@ -169,9 +169,10 @@ def _merged(
     return total, mean + delta * (n / total), scatter
 
 
-def _without(
+def without(
     x: Float[Tensor, "layer emotion d_model"], bases: list[Tensor]
 ) -> Float[Tensor, "layer emotion d_model"]:
+    """Return `x` with its part in each layer's basis (rank, d_model) taken out."""
     return torch.stack(
         [row - (row @ base.T) @ base for row, base in zip(x, bases, strict=True)]
     )

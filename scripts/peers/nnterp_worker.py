@@ -1,5 +1,8 @@
 """nnterp: `collect_token_activations_batched`, which stops at the layer; last token."""
 
+# The library is in an environment of its own alone.
+# pyright: reportMissingImports=false
+
 from collections.abc import Sequence
 
 import torch

@@ -1,5 +1,8 @@
 """pyvene: a CollectIntervention at a block's output; mean over tokens."""
 
+# The library is in an environment of its own alone.
+# pyright: reportMissingImports=false
+
 from collections.abc import Sequence
 from typing import Any
 

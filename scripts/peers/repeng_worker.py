@@ -1,5 +1,8 @@
 """repeng: `batched_get_hiddens`, which its ControlVector.train calls; last token."""
 
+# The library is in an environment of its own alone.
+# pyright: reportMissingImports=false
+
 from collections.abc import Sequence
 from typing import Any
 

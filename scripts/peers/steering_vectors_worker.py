@@ -1,5 +1,8 @@
 """steering-vectors: `extract_activations` on pairs of texts; last token."""
 
+# The library is in an environment of its own alone.
+# pyright: reportMissingImports=false
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,8 @@
 """TransformerLens: `run_with_cache` of a bridge, one text a call; mean over tokens."""
 
+# The library is in an environment of its own alone.
+# pyright: reportMissingImports=false
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -2,15 +2,16 @@
 
 A worker runs in an environment of its own, which has torch, transformers and one
 library, and no emoreg. It is told where the model and the texts are, reads every text
-at one layer, and writes the activations with the CPU-seconds and the memory that
+at one layer, and writes the activations with the CPU-seconds and the memory that each
 reading took.
 """
 
-import argparse
 import json
 import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,40 +23,32 @@ Load = Callable[[str, torch.dtype, int], Read]
 
 
 def run(**settings: tuple[str, Load]) -> None:
-    """Do the job of the command line with the setting that it names.
+    """Do the job in the file that the command line names.
 
-    Each setting says in words what it is, and how it loads. Of several sizes each
-    reads all texts once; the activations written are those of the last.
+    Each setting says in words what it is, and how it loads. The job names one, and the
+    readings: files of texts, each with a batch size.
     """
-    options = _options(sorted(settings))
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(1)
-    texts = json.loads(Path(options.texts).read_text(encoding="utf-8"))
-    words, load = settings[options.setting]
-    read = load(options.model, getattr(torch, options.dtype), options.layer)
-    read(texts[:4], options.sizes[0])  # what is loaded or built at the first calls
-    loaded, before = _memory("VmHWM"), _forget_peak()
-    cpu, wall = [], []
-    for size in options.sizes:
-        start = _cpu_seconds(), time.perf_counter()
-        found = read(texts, size)
-        cpu.append(_cpu_seconds() - start[0])
-        wall.append(time.perf_counter() - start[1])
-    reading = _memory("VmHWM")
-    memory = {"peak": max(loaded, reading), "added": reading - before}
-    done = {"activations": found.float(), "words": words, "cpu": cpu, "wall": wall}
-    torch.save(done | memory, options.out)
+    words, load = settings[job["setting"]]
+    read = load(job["model"], getattr(torch, job["dtype"]), job["layer"])
+    loaded, base = _memory("VmHWM"), _memory("VmRSS")
+    texts = [_texts(reading["texts"]) for reading in job["readings"]]
+    read(texts[0][:4], job["readings"][0]["size"])  # what the first calls build
+    done = []
+    for some, reading in zip(texts, job["readings"], strict=True):
+        _forget_peak()
+        cpu, wall = _cpu_seconds(), time.perf_counter()
+        found = read(some, reading["size"])
+        cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
+        peak = _memory("VmHWM")
+        memory = {"peak": max(loaded, peak), "added": peak - base}
+        done.append({"activations": found.float(), "cpu": cpu, "wall": wall} | memory)
+    torch.save({"words": words, "readings": done}, job["out"])
 
 
-def _options(settings: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--setting", required=True, choices=settings)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[8])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--dtype", required=True)
-    parser.add_argument("--layer", type=int, required=True)
-    parser.add_argument("--texts", required=True)
-    parser.add_argument("--out", required=True)
-    return parser.parse_args()
+def _texts(path: str) -> list[str]:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def _cpu_seconds() -> float:
@@ -77,13 +70,10 @@ def _memory(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _forget_peak() -> int:
-    """Begin the peak of memory anew where that can be done; return what is in use."""
-    try:
+def _forget_peak() -> None:
+    """Begin the peak of memory anew, where that can be done."""
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
-    return _memory("VmRSS")
 
 
 def in_batches(
