@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from emoreg.training.watching.monitor import Monitor
     from emoreg.training.watching.probe_set import ProbeSet
     from emoreg.vectors.corpus import Corpus
+    from emoreg.vectors.deflection import deflection_vectors
     from emoreg.vectors.emotion_vectors import EmotionVectors
     from emoreg.vectors.extract import extract
     from emoreg.vectors.fit import VectorFitter
+    from emoreg.vectors.speakers import speaker_probes
     from emoreg.vectors.steering import steer
     from emoreg.writing.endpoint import EndpointWriter
     from emoreg.writing.local import LocalWriter
@@ -72,6 +74,7 @@ __all__ = [
     "calibrate",
     "capture",
     "compare",
+    "deflection_vectors",
     "demo",
     "detach",
     "doctor",
@@ -79,6 +82,7 @@ __all__ = [
     "lora_config",
     "measure",
     "presets",
+    "speaker_probes",
     "steer",
     "stories",
     "validate",
@@ -109,10 +113,12 @@ _HOMES = {
     "calibrate": "emoreg.training.reference",
     "capture": "emoreg.residual.capture",
     "compare": "emoreg.comparison.compare",
+    "deflection_vectors": "emoreg.vectors.deflection",
     "doctor": "emoreg.training.doctor.doctor",
     "extract": "emoreg.vectors.extract",
     "lora_config": "emoreg.training.adapters",
     "measure": "emoreg.comparison.measure",
+    "speaker_probes": "emoreg.vectors.speakers",
     "steer": "emoreg.vectors.steering",
     "stories": "emoreg.writing.write",
     "validate": "emoreg.comparison.validate",

@@ -20,13 +20,15 @@ from emoreg.validation.areas import areas
 from emoreg.validation.subject import Subject
 from emoreg.vectors import speakers
 from emoreg.vectors.corpus import Corpus
-from emoreg.vectors.dialogues import OTHER, OWN, over_turns, turn_spans
+from emoreg.vectors.dialogues import over_turns, turn_spans
 from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, RANDOM, EmotionVectors
 from emoreg.vectors.mean_differences import neutral_space
 from emoreg.vectors.speakers import (
     CELLS,
+    OTHER,
     OTHER_ASSISTANT,
     OTHER_USER,
+    OWN,
     PRESENT_ASSISTANT,
     PRESENT_USER,
     cell_cosines,

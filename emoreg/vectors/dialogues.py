@@ -15,9 +15,6 @@ from emoreg.residual.tokens import render
 from emoreg.vectors.audit_readers import LabelledTexts
 from emoreg.vectors.corpus import Corpus
 
-OWN, OTHER = "own", "other"
-"""Words of who feels something, and of the other speaker."""
-
 
 def turn_spans(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
@@ -82,28 +79,21 @@ def labelled_dialogues(
 
 
 def words_of(
-    tokenizer: PreTrainedTokenizerBase,
-    dialogues: Sequence[Mapping[str, Any]],
-    whose: str = OWN,
+    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Mapping[str, Any]]
 ) -> list[Passage]:
-    """Return each dialogue with a span for every turn of one speaker.
-
-    `whose` is `OWN` for who feels something, or `OTHER` for the other one.
-    """
-    return [_turns(tokenizer, dialogue, whose) for dialogue in dialogues]
+    """Return each dialogue with a span for every turn of who feels something."""
+    return [_turns(tokenizer, dialogue) for dialogue in dialogues]
 
 
-def _turns(
-    tokenizer: PreTrainedTokenizerBase, dialogue: Mapping[str, Any], whose: str
-) -> Passage:
+def _turns(tokenizer: PreTrainedTokenizerBase, dialogue: Mapping[str, Any]) -> Passage:
     ids, spans = turn_spans(tokenizer, dialogue["messages"])
     speakers = [message["role"] for message in dialogue["messages"]]
-    chosen = [
+    own = [
         span
         for span, speaker in zip(spans, speakers, strict=True)
-        if (speaker == dialogue["speaker"]) == (whose == OWN)
+        if speaker == dialogue["speaker"]
     ]
-    return Passage(ids=ids, spans=tuple(chosen))
+    return Passage(ids=ids, spans=tuple(own))
 
 
 def over_turns(

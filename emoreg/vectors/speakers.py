@@ -25,7 +25,7 @@ from emoreg.residual.layers import (
 from emoreg.residual.pooling import Passage, span_means
 from emoreg.residual.store import ActivationStore
 from emoreg.vectors.corpus import Corpus
-from emoreg.vectors.dialogues import OTHER, OWN, over_turns, turn_spans
+from emoreg.vectors.dialogues import over_turns, turn_spans
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.mean_differences import (
     mean_vectors,
@@ -34,6 +34,8 @@ from emoreg.vectors.mean_differences import (
     with_texts_enough,
 )
 
+OWN, OTHER = "own", "other"
+"""Words of who feels something, and of the other speaker."""
 PRESENT_USER, PRESENT_ASSISTANT = "present-user", "present-assistant"
 OTHER_USER, OTHER_ASSISTANT = "other-at-user", "other-at-assistant"
 CELLS: Final = {
