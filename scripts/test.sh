@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 EXTRAS="train,report,demo,dev,wandb,trackio,tensorboard,mlflow,stories"
 source scripts/setup_env.sh
 
-install_unlisted deepspeed
+install_unlisted deepspeed bitsandbytes
 
 failed=()
 check() {
