@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,7 +29,7 @@ from emoreg.writing.corpus_files import write_corpus
 from emoreg.writing.endpoint import RETRIES, EndpointWriter
 from emoreg.writing.journal import NAME, Journal
 from emoreg.writing.judging import ATTEMPTS, judge
-from emoreg.writing.local import LocalWriter
+from emoreg.writing.local import LocalWriter, _asked, _OwnDraws
 from emoreg.writing.plan import KINDS, Request, plan
 from emoreg.writing.prompts import SEPARATOR, messages_for
 from emoreg.writing.write import stories
@@ -75,8 +76,10 @@ class Server(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.lock = threading.Lock()
+        self.times: list[float] = []
         self.pause = 0.0
-        self.once_left: int | None = None
+        self.headers: dict[str, str] = {}
+        self.wrap: Callable[[str], str] = lambda text: text
 
     @property
     def url(self) -> str:
@@ -96,16 +99,20 @@ class _Handler(BaseHTTPRequestHandler):
             mood = self.server.moods.pop(0) if self.server.moods else "well"
             self.server.asked.append(request)
             self.server.keys.append(str(self.headers.get("Authorization")))
+            self.server.times.append(time.monotonic())
         time.sleep(self.server.pause)
         if mood == "stall":
             time.sleep(3)
         if mood == "hang up":
             self.close_connection = True
             return
+        if mood == "tells the key":
+            self._send(401, f"wrong: {self.headers.get('Authorization')}".encode())
+            return
         if mood.isdigit():
             self._send(int(mood), b'{"error": {"message": "told to"}}')
             return
-        text = answer_to(request["messages"][0]["content"])
+        text = self.server.wrap(answer_to(request["messages"][0]["content"]))
         body = json.dumps(
             {
                 "id": "x",
@@ -115,8 +122,11 @@ class _Handler(BaseHTTPRequestHandler):
                 "choices": [
                     {
                         "index": 0,
-                        "finish_reason": "stop",
-                        "message": {"role": "assistant", "content": text},
+                        "finish_reason": "length" if mood == "thinks" else "stop",
+                        "message": {
+                            "role": "assistant",
+                            "content": None if mood == "thinks" else text,
+                        },
                     }
                 ],
             }
@@ -133,6 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        if status != 200:
+            for name, value in self.server.headers.items():
+                self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
@@ -173,13 +186,14 @@ def test_a_written_corpus_is_read_and_fitted_on(
     )
     assert written.taken == written.wanted
     assert written.taken["stories"] == 36
-    assert (written.rejected, written.given_up) == ({}, ())
+    assert (written.rejected, written.given_up, written.lacking) == ({}, (), "")
     corpus = Corpus(tmp_path)
     assert corpus.emotions() == EMOTIONS
     assert len(corpus.stories(split="fit")) == 24
     assert len(corpus.neutral("all")) == 160
     assert len(corpus.records("dialogues", split="test")) == 3 * 2
-    assert len(corpus.records("masked", split="all")) == 3 * 2
+    assert len(corpus.records("masked", split="fit")) == 3 * 3
+    assert len(corpus.records("masked", split="test")) == 3
     speakers = {row["speaker"] for row in corpus.records("dialogues", split="fit")}
     assert speakers == {"user", "assistant"}
     packaged = Corpus.packaged().stories(EMOTIONS, split="all")
@@ -254,6 +268,63 @@ def test_other_settings_do_not_go_on(server: Server, tmp_path: Path) -> None:
         stories(writer(server, temperature=0.5), tmp_path, emotions=("calm",), **how)
     stories(writer(server), tmp_path, emotions=("calm",), **how)  # control
     assert len(server.asked) == asked  # all was there
+
+
+def test_a_corpus_from_elsewhere_is_not_overwritten(
+    server: Server, tmp_path: Path
+) -> None:
+    for name in ("emotions.json", "neutral.jsonl", "masked.jsonl"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(ValueError, match=f"found `{name}` and no {NAME}"):
+            stories(writer(server), folder, emotions=("calm",), quiet=True)
+        assert (folder / name).read_text() == "mine"
+    assert server.asked == []
+    own = tmp_path / "own"
+    how: dict[str, Any] = {"emotions": ("calm",), "kinds": ("stories",), "quiet": True}
+    stories(writer(server), own, **how)
+    (own / "neutral.jsonl").write_text("mine, put beside the stories")
+    stories(writer(server), own, **how)
+    assert (own / "neutral.jsonl").read_text() == "mine, put beside the stories"
+
+
+def test_a_broken_line_is_named(server: Server, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"emotions": ("calm",), "kinds": ("stories",), "quiet": True}
+    stories(writer(server), tmp_path, **how)
+    before, lines = files(tmp_path), (tmp_path / NAME).read_bytes().splitlines(True)
+    for wrong in (lines[3][:20] + b"\n", b"\0\0\0\n", b"[]\n", b'{"key": "x"}\n'):
+        (tmp_path / NAME).write_bytes(b"".join([*lines[:3], wrong, *lines[4:]]))
+        with pytest.raises(ValueError, match=rf"{NAME}:4: .*Delete the line"):
+            stories(writer(server), tmp_path, **how)
+    (tmp_path / NAME).write_bytes(b"".join([*lines[:3], *lines[4:]]))
+    asked = len(server.asked)
+    stories(writer(server), tmp_path, **how)
+    assert len(server.asked) == asked + 1
+    assert files(tmp_path) == before
+    (tmp_path / NAME).write_bytes(b"".join([b"?\n", *lines[1:]]))
+    with pytest.raises(ValueError, match=rf"{NAME}:1: .*another folder"):
+        stories(writer(server), tmp_path, **how)
+
+
+def test_dialogues_of_one_split_are_left_out(tmp_path: Path) -> None:
+    requests = plan(("sad", "calm"), ("stories", "dialogues"), 1)
+    taken: dict[str, Sequence[str]] = {
+        r.key: [answer_to(messages_for(r)[0]["content"])] for r in requests
+    }
+    write_corpus(tmp_path, requests, taken)
+    assert len(Corpus(tmp_path).records("dialogues", split="test")) == 4  # control
+    for request in requests:
+        if request.kind == "dialogues" and request.split == "test":
+            taken[request.key] = []
+    write_corpus(tmp_path, requests, taken)
+    assert not (tmp_path / "dialogues.jsonl").exists()
+    for request in requests:
+        if request.emotion == "sad":
+            taken[request.key] = []
+    write_corpus(tmp_path, requests, taken)
+    corpus = Corpus(tmp_path)  # a story file without a name would be refused
+    assert {story.emotion for story in corpus.stories(split="all")} == {"calm"}
 
 
 # ------------------------------------------------------------- misbehaviour
@@ -343,6 +414,101 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
         assert path.is_dir() or b"secret-4711" not in path.read_bytes()
 
 
+def test_the_key_is_in_no_complaint(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.moods = ["tells the key"]
+    monkeypatch.setenv("MY_KEY", "secret-4711\n")  # as a file's last line leaves it
+    with pytest.raises(
+        ConnectionError, match=r"401: wrong: Bearer \(the key\)"
+    ) as said:
+        stories(
+            writer(server, key_variable="MY_KEY"),
+            tmp_path,
+            emotions=("calm",),
+            quiet=True,
+        )
+    assert "secret-4711" not in "".join(traceback.format_exception(said.value))
+
+
+@pytest.mark.parametrize(("header", "least"), [("1", 1.0), ("soon", 0.0), ("-5", 0.0)])
+def test_a_server_says_how_long_to_wait(
+    server: Server, tmp_path: Path, header: str, least: float
+) -> None:
+    server.moods, server.headers = ["429"], {"Retry-After": header}
+    how: dict[str, Any] = {"emotions": ("calm",), "kinds": ("stories",), "quiet": True}
+    stories(writer(server, concurrency=1), tmp_path, **how)
+    waited = server.times[1] - server.times[0]
+    assert waited >= least
+    assert least or waited < 0.9  # control: the pause is the header's
+
+
+@pytest.mark.parametrize("mood", ["stall", "500"])
+def test_an_interrupted_run_waits_for_no_answer(
+    server: Server, tmp_path: Path, mood: str
+) -> None:
+    """Eight requests stall for 3 s and more, or pause before they are put again."""
+    server.moods = ["well"] * 4 + [mood] * 200
+    if mood == "stall":
+        server.pause = 0.5
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "emoreg.cli", "stories", "--endpoint", server.url),
+            *("--model", "m", "--emotions", "calm", "--kinds", "stories"),
+            *("--out", str(tmp_path / "out"), "--quiet"),
+        ],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    journal = tmp_path / "out" / NAME
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert "interrupted" in process.communicate()[1]
+    assert process.returncode == 130
+    assert time.monotonic() - begun < 2.5
+    assert len(Corpus(tmp_path / "out").stories(split="all")) == 4
+
+
+def test_thoughts_are_no_text(server: Server, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"emotions": ("calm",), "kinds": ("stories",), "quiet": True}
+    server.wrap = lambda text: f"<think>As an AI I must be calm.</think>\n\n{text}"
+    found = stories(writer(server), tmp_path / "thought", **how)
+    assert found.rejected == {}
+    server.wrap = lambda text: text
+    stories(writer(server), tmp_path / "plain", **how)
+    assert files(tmp_path / "thought") == files(tmp_path / "plain")
+    server.moods = ["thinks"] * 200
+    with pytest.raises(ConnectionError, match="does the model think first"):
+        stories(writer(server), tmp_path / "only", **how)
+
+
+def test_more_fields_go_with_every_request(server: Server, tmp_path: Path) -> None:
+    off = {"chat_template_kwargs": {"enable_thinking": False}, "max_tokens": 77}
+    how = ["stories", "--endpoint", server.url, "--model", "m", "--quiet"]
+    how += ["--emotions", "calm", "--kinds", "stories", "--out", str(tmp_path)]
+    assert main([*how, "--extra", json.dumps(off)]) == 0
+    for request in server.asked:
+        assert {**request, **off} == request
+    assert main([*how, "--extra", "[1]"]) == 2
+    assert main(how) == 2  # begun with other settings
+
+
+def test_a_run_without_a_text_says_so(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.wrap = lambda text: text[:20]
+    how = ["stories", "--endpoint", server.url, "--model", "m", "--quiet"]
+    how += ["--emotions", "calm", "--kinds", "stories", "--out", str(tmp_path)]
+    assert main(how) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("emoreg: m wrote no text that could be taken")
+    assert f"Not taken: {12 * ATTEMPTS} too short" in said.out
+
+
 def test_the_command_says_what_was_written(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,10 +519,11 @@ def test_the_command_says_what_was_written(
         ]
     )
     assert status == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "stories: 12 of 12 texts",
-        f"The corpus: {tmp_path}",
-    ]
+    said, lacking, where = capsys.readouterr().out.splitlines()
+    assert said == "stories: 12 of 12 texts"
+    assert lacking.startswith("`emoreg extract` can't use it yet: neutral.jsonl")
+    assert where == f"The corpus: {tmp_path}"
+    assert (tmp_path / "written.txt").read_text() == f"{said}\n{lacking}\n"
     assert Corpus(tmp_path).emotions() == ("wistful",)  # any word is an emotion
     assert server.asked[0]["model"] == "m"
 
@@ -364,10 +531,23 @@ def test_the_command_says_what_was_written(
 # ------------------------------------------------------------------- checks
 
 STORY = Request(
-    key="story/sad/t01", kind="stories", topic="t01", split="fit", emotion="sad"
+    key="story/sad/t01",
+    kind="stories",
+    topic="t01",
+    split="fit",
+    emotion="sad",
+    perspective="third",
 )
 NEUTRAL = Request(key="n", kind="neutral", topic="maps", split="fit", form="prose")
-TALK = Request(key="d", kind="dialogues", topic="t01", split="fit", emotion="sad")
+TALK = Request(
+    key="d",
+    kind="dialogues",
+    topic="t01",
+    split="fit",
+    emotion="sad",
+    speaker="user",
+)
+ASKED = messages_for(STORY)[0]["content"].replace("sad", "glum")
 GOOD = told("good")
 TURNS = "User: " + told("a", 20) + "\nAssistant: " + told("b", 20)
 
@@ -386,6 +566,15 @@ TURNS = "User: " + told("a", 20) + "\nAssistant: " + told("b", 20)
             f"Here is a short scene for you. {GOOD}",
         ),
         (checks.ABOUT_TASK, STORY, f"As an AI, I do not feel. {GOOD}"),
+        (checks.ABOUT_TASK, STORY, f"I’m sorry, but I can’t write that. {GOOD}"),
+        (checks.ABOUT_TASK, STORY, f"I cannot assist with that request. {GOOD}"),
+        (checks.ABOUT_TASK, STORY, f"Unfortunately, I am unable to do this. {GOOD}"),
+        (checks.ABOUT_TASK, STORY, f"**Scene 1**\n{GOOD}"),
+        (checks.ABOUT_TASK, STORY, f"Title: The Letter\n{GOOD}"),
+        (checks.ABOUT_TASK, STORY, f"# The Letter\n{GOOD}"),
+        (checks.ABOUT_TASK, STORY, f"{GOOD}\n(Note: the word is not used.)"),
+        (checks.ECHO, STORY, f"{ASKED} {GOOD}"),
+        (checks.THINKING, STORY, f"<think>\nThe user wants a scene. {GOOD}"),
         (checks.REPEATING, STORY, "on and on it went, " * 30 + "end."),
         (checks.CUT_OFF, STORY, GOOD.rstrip(".")),
         (checks.NO_DIALOGUE, TALK, GOOD),
@@ -402,10 +591,49 @@ def test_every_refusal_has_its_reason(
 def test_good_texts_are_taken() -> None:
     assert drafts(STORY, GOOD)[0].reason == ""
     assert drafts(TALK, TURNS)[0].reason == ""
+    for begins in (
+        "I can't help smiling.",
+        "Sorry, said the clerk, I can't find it.",
+        "Scene of the fire, she read.",
+        "**Rain** fell.",
+        "A letter or message arrives at home: for the third time.",
+    ):
+        assert drafts(STORY, f"{begins} {GOOD}")[0].reason == "", begins
     plain = f"This kind of bolt is safe to 3 kN. {GOOD}"
     assert drafts(NEUTRAL, plain)[0].reason == ""
-    both = drafts(STORY, f"{GOOD}\n{SEPARATOR}\n{told('other')}")
-    assert [draft.reason for draft in both] == ["", ""]
+    thought = drafts(STORY, f"<think>\nSad it is.\n</think>\n\n{GOOD}")
+    assert [(draft.text, draft.reason) for draft in thought] == [(GOOD, "")]
+
+
+@pytest.mark.parametrize(
+    "line", [SEPARATOR, "===NEXT===", "**=== NEXT ===**", "=== Next", "= = NEXT = ="]
+)
+def test_texts_are_told_apart(line: str) -> None:
+    other = told("other")
+    both = drafts(STORY, f"{GOOD}\n\n{line}\n{other}")
+    assert [(draft.text, draft.reason) for draft in both] == [(GOOD, ""), (other, "")]
+    inside = drafts(STORY, f"{GOOD}\nThe NEXT day = {line}\n{other}")  # no own line
+    assert len(inside) == 1
+
+
+def test_packaged_texts_pass_the_checks() -> None:
+    """The checks turn away less than one in a hundred of texts known to be good."""
+    corpus = Corpus.packaged()
+    refused = 0
+    for story in corpus.stories(split="all"):
+        request = Request(
+            key="s",
+            kind="stories",
+            topic=story.topic,
+            split="fit",
+            emotion=story.emotion,
+            perspective=story.perspective,
+        )
+        refused += drafts(request, story.text)[0].reason != ""
+    for passage in corpus.neutral("all"):
+        if passage.text is not None:
+            refused += drafts(NEUTRAL, passage.text)[0].reason != ""
+    assert refused < 0.01 * 2052
 
 
 def test_turns_are_read_as_they_are_written() -> None:
@@ -451,10 +679,36 @@ def test_the_plan_bans_what_it_asks_for() -> None:
         assert (SEPARATOR in message["content"]) == (request.texts > 1)
     keys = [request.key for request in plan(EMOTIONS, KINDS, 2)]
     assert len(set(keys)) == len(keys)
-    felt = {(r.emotion, r.shown) for r in plan(EMOTIONS, ("masked",), 1)}
-    assert all(emotion != shown for emotion, shown in felt)
-    with pytest.raises(ValueError, match="`kinds` must be one of"):
-        plan(EMOTIONS, ("poems",), 1)
+    for emotions in (EMOTIONS[:2], EMOTIONS, Corpus.packaged().emotions()):
+        masked = plan(emotions, ("masked",), 1)
+        assert all(r.emotion != r.shown for r in masked)
+        for emotion in emotions:
+            own = [r for r in masked if r.emotion == emotion]
+            assert [r.split for r in own] == ["fit", "fit", "fit", "test"]
+            assert len({r.shown for r in own}) == min(4, len(emotions) - 1)
+
+
+@pytest.mark.parametrize(
+    ("emotions", "kinds", "message"),
+    [
+        (EMOTIONS, ("poems",), "`kinds` must be one of"),
+        (EMOTIONS, (), "`kinds` must name one or more"),
+        (("sad",), ("masked",), "`masked` needs two emotions or more.*found 1"),
+        ("sad", ("stories",), "must be a list of one or more names, found 'sad'"),
+        ((), ("stories",), "must be a list of one or more names, found ()"),
+        (("../sad",), ("stories",), r"found '\.\./sad', which makes no file name"),
+        (("a/b",), ("stories",), "makes no file name"),
+        (("sad", "sad"), ("stories",), r"'sad' and 'sad', both of `sad\.jsonl`"),
+        (("at ease", "at-ease"), ("stories",), r"both of `at-ease\.jsonl`"),
+    ],
+)
+def test_a_plan_that_can_not_be_is_refused(
+    emotions: Sequence[str], kinds: Sequence[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(emotions, kinds, 1)
+    every = Corpus.packaged().emotions()  # control: they all make file names
+    assert len(plan(every, ("stories",), 1)) == 171 * 12
 
 
 def test_a_folder_that_can_not_be_written_is_said(tmp_path: Path) -> None:
@@ -484,6 +738,47 @@ def test_a_full_disk_leaves_files_whole(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "stories").iterdir()) == ["sad.jsonl"]
 
 
+@pytest.mark.parametrize("kind", ["files", "journal"])
+def test_a_full_disk_is_said_and_gone_on_from(
+    server: Server, tmp_path: Path, kind: str
+) -> None:
+    """In a process of its own that may not write files beyond a few thousand bytes."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    how: dict[str, Any] = {"emotions": ("calm",), "kinds": ("stories",), "quiet": True}
+    stories(writer(server), whole, **how)
+    limited = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "
+        "from emoreg.cli import main; raise SystemExit(main())"
+    )
+    if kind == "files":  # the answers are all there, the files are still to be made
+        cut.mkdir()
+        (cut / NAME).write_bytes((whole / NAME).read_bytes())
+    said = subprocess.run(
+        [
+            *(sys.executable, "-c", limited, "stories", "--endpoint", server.url),
+            *("--model", "some-model", "--emotions", "calm", "--kinds", "stories"),
+            *("--out", str(cut), "--quiet", "--concurrency", "1"),
+        ],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 2
+    (line,) = said.stderr.splitlines()
+    assert "File too large. What " in line
+    assert line.endswith("make room and give the same command again")
+    assert list(cut.rglob("*.partial")) == []
+    kept = (cut / NAME).read_bytes().count(b"\n") - 1
+    if kind == "journal":  # half of the answers, and what they give is a corpus
+        assert 0 < kept < 12
+        assert len(Corpus(cut).stories(split="all")) == kept
+    else:
+        assert not list((cut / "stories").iterdir())
+    stories(writer(server), cut, **how)
+    assert files(cut) == files(whole)
+
+
 # ------------------------------------------------------------- a local model
 
 
@@ -500,29 +795,113 @@ def test_a_model_that_writes_nonsense_has_its_texts_refused(
     assert len(found.given_up) == 12
     assert sum(found.rejected.values()) == 12 * ATTEMPTS
     assert not (tmp_path / "emotions.json").exists()
+    summary = (tmp_path / "written.txt").read_text()
+    assert summary.count("given up: story/calm/") == 12
     again = stories(local, tmp_path, emotions=("calm",), kinds=("stories",), quiet=True)
     assert again.rejected == found.rejected
     assert tokenizer.padding_side == "right"  # as it was
+
+
+def prompts(*seeds: int, answered: Sequence[int] = ()) -> list[Prompt]:
+    """Return prompts of different lengths with a seed each."""
+    return [
+        Prompt(
+            messages=({"role": "user", "content": "Go on." * (1 + seed % 3)},),
+            seed=seed,
+            tokens=12,
+            answered=seed in answered,
+        )
+        for seed in seeds
+    ]
 
 
 def test_a_seed_is_what_sampling_depends_on(
     tiny_model: Build, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     local = LocalWriter(tiny_model("llama"), tokenizer, batch=2)
-    said = ({"role": "user", "content": "Go on."},)
-
-    def written(*seeds: int) -> list[str]:
-        prompts = [Prompt(messages=said, seed=seed, tokens=12) for seed in seeds]
-        found = dict(local.answers(prompts))
-        return [found[place] for place in range(len(seeds))]
-
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    one = written(3, 4, 5)
+    one = dict(local.answers(prompts(3, 4, 5)))
     assert torch.equal(torch.get_rng_state(), state)  # the caller's is left alone
-    assert written(3, 4, 5) == one
-    assert written(8, 9, 10) != one  # control
-    assert len(one) == 3
+    assert dict(local.answers(prompts(3, 4, 5))) == one
+    other = dict(local.answers(prompts(8, 9, 10)))
+    assert not set(other.values()) & set(one.values())  # control
+    # Neither the order nor who shares a batch matters: this model is in float32.
+    three, four, five = one[0], one[1], one[2]
+    assert dict(local.answers(prompts(5, 3, 4))) == {0: five, 1: three, 2: four}
+    alone = LocalWriter(tiny_model("llama"), tokenizer, batch=1)
+    assert dict(alone.answers(prompts(3, 4, 5))) == one
+
+
+def test_tokens_are_drawn_as_likely_as_they_are() -> None:
+    """Against the probabilities themselves, cut at the share that is kept."""
+    probability = torch.tensor([0.5, 0.02, 0.3, 0.1, 0.08])
+    many, temperature = 20_000, 2.0
+    scores = (probability.log() * temperature).repeat(many, 1)
+    draw = _OwnDraws(list(range(many)), temperature)
+    tokens = draw(torch.zeros(many, 1, dtype=torch.long), scores).argmax(-1)
+    found = torch.bincount(tokens, minlength=5) / many
+    kept = torch.tensor([0.5, 0.0, 0.3, 0.1, 0.08])  # 0.95 is reached without the last
+    torch.testing.assert_close(found, kept / kept.sum(), atol=0.015, rtol=0)
+    assert found[1] == 0
+    wrong = probability / probability.sum()
+    assert not torch.allclose(found, wrong.flip(0), atol=0.015)  # control
+    with pytest.raises(FloatingPointError, match="scores must be finite"):
+        draw(torch.zeros(many, 1, dtype=torch.long), scores * float("nan"))
+
+
+def test_a_local_run_that_goes_on_makes_the_same_batches(
+    tiny_model: Build, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    local = LocalWriter(tiny_model("llama"), tokenizer, batch=2)
+    whole = dict(local.answers(prompts(3, 4, 5, 6, 7)))
+    rest = dict(local.answers(prompts(3, 4, 5, 6, 7, answered=(3, 4, 6))))
+    assert rest == {2: whole[2], 4: whole[4]}
+
+
+def test_the_tokenizer_is_left_as_it_was(
+    tiny_model: Build, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer.pad_token = None
+    local = LocalWriter(tiny_model("llama"), tokenizer, batch=2)
+    assert len(list(local.answers(prompts(1, 2)))) == 2
+    assert (tokenizer.pad_token, tokenizer.padding_side) == (None, "right")
+
+
+def test_a_model_that_can_think_is_told_not_to(
+    tiny_model: Build, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    plain = str(tokenizer.chat_template)
+    (prompt,) = prompts(1)
+    before = _asked(tokenizer, prompt)
+    tokenizer.chat_template = (
+        plain + "{% if enable_thinking is defined and not enable_thinking %}"
+        "<think>\n\n</think>\n{% endif %}"
+    )
+    assert _asked(tokenizer, prompt) == before + "<think>\n\n</think>\n"
+    LocalWriter(tiny_model("llama"), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"temperature": 0.0}, r"`temperature` must be above 0.*found 0\.0"),
+        ({"temperature": float("nan")}, "`temperature` must be above 0"),
+        ({"batch": 0}, "texts written at a time must be 1 or more, found 0"),
+    ],
+)
+def test_what_can_not_be_sampled_with_is_refused(
+    tiny_model: Build,
+    tokenizer: PreTrainedTokenizerFast,
+    how: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        LocalWriter(tiny_model("llama"), tokenizer, **how)
+    if "batch" in how:
+        how = {"concurrency": how["batch"]}
+    with pytest.raises(ValueError, match=message):
+        EndpointWriter("http://127.0.0.1:9/v1", "m", **how)
 
 
 # ------------------------------------------------------------- trained weights
@@ -591,3 +970,28 @@ def test_a_real_endpoint_says_why_it_refuses(
         stories(
             EndpointWriter(url, "another"), tmp_path, emotions=("calm",), quiet=True
         )
+
+
+@pytest.mark.slow
+def test_the_demo_model_writes_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One try at each of twelve stories; cut off after five, it gives the same."""
+    import emoreg
+
+    monkeypatch.setattr("emoreg.writing.judging.ATTEMPTS", 1)
+    model, tokenizer = emoreg.demo.load()
+    local = LocalWriter(model, tokenizer, batch=6)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    how: dict[str, Any] = {"emotions": ("calm",), "kinds": ("stories",), "quiet": True}
+    found = stories(local, whole, **how)
+    assert 0 < found.taken["stories"] == 12 - len(found.given_up)
+    assert found.taken["stories"] + sum(found.rejected.values()) == 12
+    cut.mkdir()
+    lines = (whole / NAME).read_bytes().splitlines(keepends=True)
+    (cut / NAME).write_bytes(b"".join(lines[:6]))
+    stories(local, cut, **how)
+    assert (cut / NAME).read_bytes() == (whole / NAME).read_bytes()
+    assert files(cut) == files(whole)
+    answers = [json.loads(line)["answer"] for line in lines[1:]]
+    assert len(set(answers)) == 12  # control: every request has draws of its own

@@ -1,6 +1,7 @@
 """`emoreg stories`."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
         default="OPENAI_API_KEY",
         help="Environment variable that holds the endpoint's key.",
     )
+    command.add_argument(
+        "--extra",
+        metavar="JSON",
+        help="More fields of every request to an endpoint, for instance "
+        '\'{"chat_template_kwargs": {"enable_thinking": false}}\'.',
+    )
     command.add_argument("--seed", type=int, default=0)
 
 
@@ -70,6 +77,12 @@ def run(options: argparse.Namespace) -> None:
     )
     for line in written.lines():
         say(line)
+    if not any(written.taken.values()):
+        raise ValueError(
+            f"{options.model} wrote no text that could be taken; the reasons are above "
+            f"and in {written.folder}. Try a larger model or another --temperature, "
+            "in a new folder"
+        )
     say(f"The corpus: {written.folder}")
 
 
@@ -84,6 +97,7 @@ def _writer(options: argparse.Namespace) -> Any:
             temperature=options.temperature,
             timeout=options.timeout,
             key_variable=options.key_variable,
+            extra=_extra(options.extra),
         )
     from emoreg.writing.local import LocalWriter
 
@@ -94,3 +108,15 @@ def _writer(options: argparse.Namespace) -> Any:
         batch=options.concurrency,
         temperature=options.temperature,
     )
+
+
+def _extra(given: str | None) -> dict[str, Any]:
+    try:
+        extra = json.loads(given or "{}")
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        raise ValueError(
+            f"`--extra` must be one JSON object, found {given!r}. Quote it as a whole"
+        )
+    return extra

@@ -9,14 +9,15 @@ from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.steering import repeated_pairs
 from emoreg.vectors.wording import name_in
 from emoreg.writing.plan import DIALOGUES, NEUTRAL, Request
-from emoreg.writing.prompts import SEPARATOR
+from emoreg.writing.prompts import messages_for
 
 EMPTY, SHORT, LONG = "empty", "too short", "too long"
 NAMED, ABOUT_TASK = "names an emotion", "talks about the task"
+ECHO, THINKING = "repeats the request", "unfinished thoughts"
 REPEATING, CUT_OFF = "repeats itself", "cut off"
 NO_DIALOGUE, DUPLICATE, NEAR = "no dialogue", "duplicate", "near duplicate"
 REASONS: Final = (
-    *(EMPTY, SHORT, LONG, NAMED, ABOUT_TASK),
+    *(EMPTY, SHORT, LONG, NAMED, ABOUT_TASK, ECHO, THINKING),
     *(REPEATING, CUT_OFF, NO_DIALOGUE, DUPLICATE, NEAR),
 )
 
@@ -27,13 +28,35 @@ MOST_REPEATED = 0.35
 """Share of word pairs that stand earlier in the text already."""
 GRAM, MOST_SHARED = 8, 0.3
 """Runs of so many words, and the share of them that another text may have too."""
+ECHOED = 4
+"""Runs of `GRAM` words that a text may not share with what asked for it: eleven words
+on end. The longest topic has ten."""
 _TASK = re.compile(
-    r"\b(?:as an? (?:ai|assistant|language model)|language model|i(?:'m| am) sorry,"
-    r"? but|i can(?:'t|not) (?:write|help|create|fulfil)|here(?:'s| is| are) (?:a|an|"
-    r"the|your|one|two|three|\d+)\b[^.]*(?:scene|story|stories|paragraph|dialogue|"
-    r"conversation|exchange)|the (?:scene|story) shows|word count|"
-    r"(?:first|third)[- ]person (?:scene|story))",
+    r"\b(?:as an? (?:ai|assistant|language model)|language model|here(?:'s| is| are) "
+    r"(?:a|an|the|your|one|two|three|\d+)\b[^.]*(?:scene|story|stories|paragraph|"
+    r"dialogue|conversation|exchange)|the (?:scene|story) shows|word count|"
+    r"(?:first|third)[- ]person (?:scene|story))|^\W*note\s*:",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Only how a text begins: who tells a story may be sorry, or can't help a smile.
+_REFUSAL = re.compile(
+    r"\W*(?:\w+\W+){0,6}?i(?: can't| cannot| can not| won't| will not|"
+    r"(?:'m| am) (?:unable|not able) to) (?:assist|comply|fulfil|provide|generate|"
+    r"create|help (?:with|you)|do (?:that|this)|write (?:a|an|the|this|that|about))",
     re.IGNORECASE,
+)
+_TITLE = re.compile(
+    r"\W*(?:title|scene|story|paragraph)\b[ \d]*(?:[:*_]|$)|#+ |\*\*[^*\n]+\*\*\s*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SEPARATOR = re.compile(r"^[^\w\n]*=[^\w\n]*NEXT[^\w\n]*$", re.I | re.M)
+_CLOSES = re.compile(
+    r"</(?:seed:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]"
+    r"|<\|(?:END_THINKING|end_of_thought)\|>|◁/think▷"
+)
+_OPENS = re.compile(
+    r"<(?:seed:)?(?:think|thinking|thought|reasoning)>|\[THINK\]"
+    r"|<\|(?:START_THINKING|begin_of_thought)\|>|◁think▷"
 )
 _TURN = re.compile(r"^\W*(User|Assistant)\W*:[\s*]*", re.IGNORECASE | re.MULTILINE)
 _ENDS: Final = (".", "!", "?", '"', "'", "”", "’", "…", ")", "`")
@@ -60,8 +83,14 @@ class Draft:
 
 
 def drafts(request: Request, answer: str) -> list[Draft]:
-    """Return the texts of an answer, each judged by itself."""
-    parts = [part.strip() for part in answer.split(SEPARATOR)]
+    """Return the texts of an answer, each judged by itself.
+
+    What a model thought before it answered is no part of its answer.
+    """
+    answer = _CLOSES.split(answer)[-1]
+    if _OPENS.search(answer):
+        return [Draft(text=answer.strip(), reason=THINKING)]
+    parts = [part.strip() for part in _SEPARATOR.split(answer)]
     found = [Draft(text=part, reason=_reason(request, part)) for part in parts if part]
     return found or [Draft(text="", reason=EMPTY)]
 
@@ -91,7 +120,7 @@ class Seen:
     def __init__(self) -> None:
         """Start with none."""
         self._texts: set[str] = set()
-        self._grams: set[tuple[str, ...]] = set()
+        self._grams: set[int] = set()
 
     def reason(self, text: str) -> str:
         """Return why a text is too much like those before it; empty if it is not."""
@@ -117,13 +146,25 @@ def _reason(request: Request, text: str) -> str:
     faults: Mapping[str, bool] = {
         SHORT: len(words) < fewest,
         LONG: len(words) > MOST_WORDS,
-        ABOUT_TASK: bool(_TASK.search(text)),
+        ECHO: _echoes(request, text),
+        ABOUT_TASK: _about_task(text),
         REPEATING: repeated_pairs(text) > MOST_REPEATED,
         CUT_OFF: not text.endswith(_ENDS),
         NO_DIALOGUE: dialogue and not messages_in(text),
         NAMED: any(name_in(text, emotion) for emotion in _banned(request)),
     }
     return next((reason for reason, fault in faults.items() if fault), "")
+
+
+def _about_task(text: str) -> bool:
+    straight = text.replace("’", "'")
+    begins = _REFUSAL.match(straight) or _TITLE.match(straight)
+    return bool(begins or _TASK.search(straight))
+
+
+def _echoes(request: Request, text: str) -> bool:
+    asked = " ".join(message["content"] for message in messages_for(request))
+    return len(_grams(_words(text)) & _grams(_words(asked))) >= ECHOED
 
 
 def _banned(request: Request) -> Sequence[str]:
@@ -136,7 +177,9 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def _grams(words: Sequence[str]) -> set[tuple[str, ...]]:
+def _grams(words: Sequence[str]) -> set[int]:
+    # Hashes in place of the words: of 24,000 stories there are three million runs.
     return {
-        tuple(words[start : start + GRAM]) for start in range(len(words) - GRAM + 1)
+        hash(tuple(words[start : start + GRAM]))
+        for start in range(len(words) - GRAM + 1)
     }

@@ -18,32 +18,66 @@ def write_corpus(
 ) -> None:
     """Write every file of the corpus, each whole or not at all.
 
-    `emotions.json` names the emotions that have a story. Files depend on the texts
-    alone: the same ones give the same bytes.
+    `emotions.json` names the emotions that have a story. Dialogues and scenes of masked
+    emotions are left out until both of their splits have one: without, readers of them
+    can't be fitted and tested. Files depend on the texts alone: the same ones give the
+    same bytes, and what no text is left for is taken away.
+
+    Raises:
+        OSError: If a file can't be written; those that are there are whole.
     """
-    stories: dict[str, Rows] = {}
-    for request in plan:
-        if request.kind == STORIES and taken[request.key]:
-            rows = [_story(request, text) for text in taken[request.key]]
-            stories.setdefault(request.emotion, []).extend(rows)
-    if stories:
-        write_whole(folder / "emotions.json", _json(list(stories)))
-        (folder / "stories").mkdir(exist_ok=True)
-    for emotion, rows in stories.items():
-        write_whole(folder / "stories" / f"{slug(emotion)}.jsonl", _lines(rows))
+    try:
+        _write(folder, plan, taken)
+    except OSError as error:
+        raise OSError(
+            f"the corpus's files in {str(folder)!r} must be written, the system said: "
+            f"{error.strerror}. What is there is whole: make room and give the same "
+            "command again"
+        ) from error
+
+
+def _write(
+    folder: Path, plan: Sequence[Request], taken: Mapping[str, Sequence[str]]
+) -> None:
+    kinds = {request.kind for request in plan}
+    if STORIES in kinds:
+        _write_stories(folder, _of(plan, STORIES), taken)
     makers: dict[str, Callable[[Request, str], dict[str, Any]]] = {
         NEUTRAL: _neutral,
         DIALOGUES: _dialogue,
         MASKED: _masked,
     }
-    for kind, make in makers.items():
+    for kind in kinds & makers.keys():  # a file of another kind may be the user's own
         rows = [
-            {"id": f"{kind[0]}{number:03d}", **make(request, text)}
+            {"id": f"{kind[0]}{number:03d}", **makers[kind](request, text)}
             for number, request in enumerate(_of(plan, kind), start=1)
             for text in taken[request.key]
         ]
-        if rows:
-            write_whole(folder / f"{kind}.jsonl", _lines(rows))
+        splits = {row["split"] for row in rows}
+        whole = kind == NEUTRAL or len(splits) == 2
+        _put(folder / f"{kind}.jsonl", _lines(rows) if whole else b"")
+
+
+def _write_stories(
+    folder: Path, requests: Iterable[Request], taken: Mapping[str, Sequence[str]]
+) -> None:
+    stories: dict[str, Rows] = {}
+    for request in requests:
+        rows = [_story(request, text) for text in taken[request.key]]
+        stories.setdefault(request.emotion, []).extend(rows)
+    there = [emotion for emotion, rows in stories.items() if rows]
+    if there:
+        (folder / "stories").mkdir(exist_ok=True)
+    _put(folder / "emotions.json", _json(there) if there else b"")
+    for emotion, rows in stories.items():
+        _put(folder / "stories" / f"{slug(emotion)}.jsonl", _lines(rows))
+
+
+def _put(path: Path, content: bytes) -> None:
+    if content:
+        write_whole(path, content)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _of(plan: Sequence[Request], kind: str) -> Iterable[Request]:

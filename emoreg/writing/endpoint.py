@@ -1,24 +1,41 @@
 """Writing with a model behind an OpenAI-compatible endpoint."""
 
+import logging
 import os
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, final
 
-from emoreg.writing.writer import Prompt
+from emoreg.writing.writer import Prompt, check_sampling
 
 RETRIES, PAUSE, LONGEST_PAUSE = 5, 0.5, 30.0
 """How often a request is tried again; seconds before the first time, doubled each."""
+LONGEST_ASKED = 300.0
+"""Seconds of pause that a server may ask for with `Retry-After`."""
+
+logger = logging.getLogger(__name__)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Said:
+    """What came of one request: a text, or what came in its place."""
+
+    text: str | None = None
+    instead: str = ""
+    wait: float = 0.0
+    """Seconds that the server asks to wait."""
 
 
 @final
 class EndpointWriter:
     """Asks `URL/chat/completions`, several prompts at a time.
 
-    What may pass is tried again with longer and longer pauses: a refused or broken
-    connection, no answer in time, status 408, 409, 429 and 5xx, an answer that holds no
-    text. What won't is not: any other status.
+    What may pass is tried again with longer and longer pauses, or the pause that the
+    server asks for: a refused or broken connection, no answer in time, status 408, 409,
+    429 and 5xx, an answer that holds no text. What won't is not: any other status.
     """
 
     def __init__(
@@ -30,6 +47,7 @@ class EndpointWriter:
         temperature: float = 0.9,
         timeout: float = 120.0,
         key_variable: str = "OPENAI_API_KEY",
+        extra: Mapping[str, Any] | None = None,
         pause: float = PAUSE,
     ) -> None:
         """Write with `model` at `url`.
@@ -43,11 +61,15 @@ class EndpointWriter:
             timeout: Seconds to wait for one.
             key_variable: Environment variable with the key; it is neither logged nor
                 written. Endpoints that want none need none.
+            extra: More fields of every request, or others in place of those that are
+                sent; for instance what turns a model's thinking off.
             pause: Seconds before a request is tried again, doubled each time.
 
         Raises:
             ImportError: If the `openai` package is not installed.
+            ValueError: If the temperature is not above 0 or `concurrency` below 1.
         """
+        check_sampling(temperature, concurrency)
         try:
             from openai import OpenAI
         except ImportError as error:
@@ -55,65 +77,91 @@ class EndpointWriter:
                 "asking an endpoint needs the openai package. Install it with "
                 "`pip install 'emoreg[stories]'`"
             ) from error
+        self._key = os.environ.get(key_variable, "").strip()
         self._client: Any = OpenAI(
             base_url=url,
-            api_key=os.environ.get(key_variable, "none"),
+            api_key=self._key or "none",
             timeout=timeout,
             max_retries=0,  # counted here, where what holds no text counts as well
         )
         self._url, self._model, self._concurrency = url, model, concurrency
         self._temperature, self._pause = temperature, pause
+        self._extra = dict(extra or {})
 
     def settings(self) -> dict[str, Any]:
         """Return the model's name and how it samples; not where it is."""
-        return {"model": self._model, "temperature": self._temperature}
+        how = {"model": self._model, "temperature": self._temperature}
+        return {**how, "extra": self._extra} if self._extra else how
 
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
         """Yield each prompt's place with its answer, as each comes.
 
         Raises:
-            ConnectionError: If a request failed for good; those that were running are
-                waited for and yielded first.
+            ConnectionError: If a request failed for good; those under way are waited
+                for and yielded first.
         """
-        rest = iter(enumerate(prompts))
-        failed: BaseException | None = None
-        running: dict[Future[str], int] = {}
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            while True:
-                while failed is None and len(running) < self._concurrency:
-                    following = next(rest, None)
-                    if following is None:
-                        break
-                    place, prompt = following
-                    running[pool.submit(self._answer, prompt)] = place
-                if not running:
+        places = [n for n, prompt in enumerate(prompts) if not prompt.answered]
+        todo = iter(places)
+        done: SimpleQueue[tuple[int, str | BaseException] | None] = SimpleQueue()
+        stop, lock = threading.Event(), threading.Lock()
+
+        def work() -> None:
+            while not stop.is_set():
+                with lock:
+                    place = next(todo, None)
+                if place is None:
                     break
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in sorted(done, key=lambda f: running[f]):
-                    place, error = running.pop(future), future.exception()
-                    if error is None:
-                        yield place, future.result()
-                    failed = failed or error
+                try:
+                    done.put((place, self._answer(prompts[place], stop)))
+                except BaseException as error:
+                    done.put((place, error))
+                    stop.set()
+            done.put(None)
+
+        # Daemons: a program that is interrupted waits for no answer.
+        threads = [
+            threading.Thread(target=work, daemon=True)
+            for _ in range(min(self._concurrency, len(places)))
+        ]
+        failed: BaseException | None = None
+        try:
+            for thread in threads:
+                thread.start()
+            running = len(threads)
+            while running:
+                found = done.get()
+                if found is None:
+                    running -= 1
+                elif isinstance(found[1], str):
+                    yield found[0], found[1]
+                else:
+                    failed = failed or found[1]
+        finally:
+            stop.set()
         if failed is not None:
             raise failed
 
-    def _answer(self, prompt: Prompt) -> str:
+    def _answer(self, prompt: Prompt, stop: threading.Event) -> str:
         """Return the answer to one prompt, tried as often as makes sense."""
-        said = ""
+        said = _Said()
         for attempt in range(RETRIES + 1):
             if attempt:
-                time.sleep(min(self._pause * 2 ** (attempt - 1), LONGEST_PAUSE))
-            text, said = self._once(prompt)
-            if text is not None:
-                return text
+                own = min(self._pause * 2 ** (attempt - 1), LONGEST_PAUSE)
+                if said.wait > LONGEST_PAUSE:
+                    logger.info("The endpoint asks to wait %.0f s", said.wait)
+                if stop.wait(max(own, said.wait)):
+                    break
+            said = self._once(prompt)
+            if said.text is not None:
+                return said.text
         raise ConnectionError(
             f"the endpoint must answer, {RETRIES + 1} tries at {self._url} failed; the "
-            f"last one: {said}. What was written is kept: see to the endpoint and give "
-            "the same command again"
+            f"last one: {said.instead}. What was written is kept: see to the endpoint "
+            "and give the same command again"
         )
 
-    def _once(self, prompt: Prompt) -> tuple[str | None, str]:
-        """Return an answer, or None and what came instead, if it may pass."""
+    def _once(self, prompt: Prompt) -> _Said:
+        """Return an answer, or what came instead if it may pass."""
         from openai import APIConnectionError, APIError, APIStatusError
 
         try:
@@ -123,29 +171,47 @@ class EndpointWriter:
                 seed=prompt.seed,
                 max_tokens=prompt.tokens,
                 temperature=self._temperature,
+                extra_body=self._extra or None,
             )
         except APIStatusError as error:
             status = error.status_code
             if status in (408, 409, 429) or status >= 500:
-                return None, f"status {status}"
+                wait = _seconds(error.response.headers.get("Retry-After"))
+                return _Said(instead=f"status {status}", wait=wait)
+            reason = self._without_key(error.response.text)[:300]
             raise ConnectionError(
                 f"the endpoint must take the request, it refused it with status "
-                f"{status}: {error.response.text[:300]}. What was written is kept: "
-                "mend the address, the model's name or the key, and give the command "
-                "again"
-            ) from error
+                f"{status}: {reason}. What was written is kept: mend the address, the "
+                "model's name or the key, and give the command again"
+            ) from None  # what openai raises holds the server's words as they came
         except APIConnectionError as error:
-            return None, f"{error} {error.__cause__ or ''}".strip()
+            said = f"{error} {error.__cause__ or ''}".strip()
+            return _Said(instead=self._without_key(said))
         except (APIError, ValueError, TypeError) as error:
-            return None, f"an answer that can't be read ({error})"
+            said = self._without_key(str(error))
+            return _Said(instead=f"an answer that can't be read ({said})")
         return _text_of(found)
 
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "(the key)") if self._key else text
 
-def _text_of(found: Any) -> tuple[str | None, str]:
-    """Return the text of a completion, or None and what is there instead."""
+
+def _seconds(asked: str | None) -> float:
+    """Return the seconds of `Retry-After`; 0 for none, or for a date."""
+    try:
+        return min(max(float(asked or 0), 0.0), LONGEST_ASKED)
+    except ValueError:
+        return 0.0
+
+
+def _text_of(found: Any) -> _Said:
+    """Return the text of a completion, or what is there instead."""
     choices = getattr(found, "choices", None)
     message = getattr(choices[0], "message", None) if choices else None
     text = getattr(message, "content", None)
     if isinstance(text, str) and text.strip():
-        return text, ""
-    return None, "an answer without text"
+        return _Said(text=text)
+    if choices and getattr(choices[0], "finish_reason", None) == "length":
+        thinks = ", cut at its longest: does the model think first? See `--extra`"
+        return _Said(instead=f"an answer without text{thinks}")
+    return _Said(instead="an answer without text")

@@ -8,6 +8,10 @@ from typing import Any, final
 
 NAME = "answers.journal"
 """Not `.jsonl`: it is no part of the corpus, whose hash is over such files."""
+_CORPUS = (
+    *("emotions.json", "stories"),
+    *("neutral.jsonl", "dialogues.jsonl", "masked.jsonl"),
+)
 
 
 @final
@@ -22,8 +26,9 @@ class Journal:
         """Open a folder's journal, or begin one with `settings`.
 
         Raises:
-            ValueError: If the folder can't be written, or its journal was begun with
-                other settings.
+            ValueError: If the folder can't be written, holds a corpus without a
+                journal, or its journal has a broken line or was begun with other
+                settings.
         """
         self.path = folder / NAME
         try:
@@ -39,23 +44,31 @@ class Journal:
             _check_settings(lines[0], settings, folder)
             self.answers = {(x["key"], x["attempt"]): x["answer"] for x in lines[1:]}
         else:
+            _check_free(folder)
             self._append(dict(settings))
 
     def add(self, key: str, attempt: int, answer: str) -> None:
         """Keep an answer.
 
         Raises:
-            OSError: If it can't be written.
+            OSError: If it can't be written; those before it are kept.
         """
         self._append({"key": key, "attempt": attempt, "answer": answer})
         self.answers[key, attempt] = answer
 
     def _append(self, line: Mapping[str, Any]) -> None:
         written = json.dumps(line, ensure_ascii=False) + "\n"
-        with self.path.open("ab") as file:
-            file.write(written.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("ab") as file:
+                file.write(written.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(
+                f"{str(self.path)!r} must take another line, the system said: "
+                f"{error.strerror}. What was written is kept: make room and give the "
+                "same command again"
+            ) from error
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
@@ -67,7 +80,33 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(content):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    return [_read(line, n) for n, line in enumerate(whole.splitlines(), start=1)]
+
+
+def _read(line: bytes, number: int) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    needed = {"key", "attempt", "answer"} if number > 1 else set()
+    if not isinstance(found, dict) or not needed <= found.keys():
+        mend = "Delete the line, and its request is put again"
+        raise ValueError(
+            f"{NAME}:{number}: every line must be as it was written, found "
+            f"{line[:40]!r}. {mend if number > 1 else 'Begin in another folder'}"
+        )
+    return found
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse to begin where texts are that someone else wrote."""
+    there = [name for name in _CORPUS if (folder / name).exists()]
+    if there:
+        raise ValueError(
+            f"{str(folder)!r} must be new or hold a journal of `emoreg stories`, found "
+            f"`{there[0]}` and no {NAME}: its texts would be overwritten. Choose "
+            "another folder"
+        )
 
 
 def _check_settings(

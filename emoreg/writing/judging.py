@@ -23,6 +23,9 @@ class Judged:
     """How many texts were not taken, by reason."""
     missing: tuple[tuple[Request, int], ...]
     """Requests to be put next, each with the number of its attempt."""
+    round: tuple[tuple[Request, int], ...]
+    """The same with those of this attempt that are answered: wherever a run was cut
+    off, an attempt has the same requests."""
     given_up: tuple[str, ...]
     """Requests that were put `ATTEMPTS` times and have too few texts."""
 
@@ -37,11 +40,11 @@ def judge(plan: Sequence[Request], answers: Mapping[tuple[str, int], str]) -> Ju
     seen, counts = Seen(), Counter[str]()
     taken: dict[str, list[str]] = {request.key: [] for request in plan}
     missing: list[tuple[Request, int]] = []
+    asked: list[tuple[Request, int]] = []
     for attempt in range(ATTEMPTS):
-        for request in plan:
+        asked = [(r, attempt) for r in plan if len(taken[r.key]) < r.texts]
+        for request, _ in asked:
             wanted = request.texts - len(taken[request.key])
-            if wanted <= 0:
-                continue
             answer = answers.get((request.key, attempt))
             if answer is None:
                 missing.append((request, attempt))
@@ -61,6 +64,7 @@ def judge(plan: Sequence[Request], answers: Mapping[tuple[str, int], str]) -> Ju
         taken={key: tuple(texts) for key, texts in taken.items()},
         rejected=dict(counts),
         missing=tuple(missing),
+        round=tuple(asked) if missing else (),
         given_up=() if missing else tuple(few),
     )
 

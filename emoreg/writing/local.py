@@ -4,21 +4,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from emoreg.residual.layers import model_name
 from emoreg.residual.tokens import render
-from emoreg.writing.writer import Prompt
+from emoreg.writing.writer import Prompt, check_sampling
+
+TOP_P = 0.95
+"""Tokens are drawn from the likeliest ones that hold this share of the probability."""
 
 
 @final
 class LocalWriter:
     """Samples from a model that is loaded already, several prompts at a time.
 
-    A batch is seeded by its first prompt. Which prompts share a batch, and so what is
-    sampled, depends on what is left to write: a run that goes on keeps what it has, and
-    may write the rest otherwise than an uncut run would have.
+    Every prompt draws with its own seed, so what it becomes depends on which others
+    share its batch through rounding alone. A run that goes on makes the batches of an
+    uncut run again, where one of them is not complete: with the same `batch`, on the
+    same machine, it writes the same.
     """
 
     def __init__(
@@ -29,11 +34,13 @@ class LocalWriter:
         batch: int = 8,
         temperature: float = 0.9,
     ) -> None:
-        """Write with `model`.
+        """Write with `model`, as it is: call `model.eval()` before if it was trained.
 
         Raises:
-            ValueError: If there is no chat template.
+            ValueError: If there is no chat template, the temperature is not above 0 or
+                `batch` below 1.
         """
+        check_sampling(temperature, batch)
         render(tokenizer, [{"role": "user", "content": "."}])
         self._model: Any = model
         self._tokenizer, self._batch = tokenizer, batch
@@ -44,39 +51,117 @@ class LocalWriter:
         return {"model": model_name(self._model), "temperature": self._temperature}
 
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
-        """Yield each prompt's place with what was sampled, batch by batch."""
-        for start in range(0, len(prompts), self._batch):
-            texts = self._sample(prompts[start : start + self._batch])
-            yield from enumerate(texts, start=start)
+        """Yield each prompt's place with what was sampled, batch by batch.
 
+        Raises:
+            ValueError: If a batch does not fit into the device's memory.
+        """
+        for start in range(0, len(prompts), self._batch):
+            batch = prompts[start : start + self._batch]
+            if all(prompt.answered for prompt in batch):
+                continue
+            try:
+                texts = self._sample(batch)
+            except torch.OutOfMemoryError as error:
+                raise ValueError(
+                    f"{len(batch)} texts at a time must fit into the device's memory, "
+                    "which they do not. What was written is kept: give the same "
+                    "command again with a smaller `--concurrency`"
+                ) from error
+            for place, (prompt, text) in enumerate(zip(batch, texts, strict=True)):
+                if not prompt.answered:
+                    yield start + place, text
+
+    @torch.no_grad()
     def _sample(self, prompts: Sequence[Prompt]) -> list[str]:
-        tokenizer, before = self._tokenizer, self._tokenizer.padding_side
-        texts = [
-            render(tokenizer, [dict(m) for m in p.messages], generation_prompt=True)
-            for p in prompts
+        tokenizer = self._tokenizer
+        rows = [
+            tokenizer(_asked(tokenizer, prompt), add_special_tokens=False)["input_ids"]
+            for prompt in prompts
         ]
         padding = tokenizer.pad_token_id
-        try:
-            tokenizer.padding_side = "left"
-            if padding is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            inputs = tokenizer(
-                texts, return_tensors="pt", padding=True, add_special_tokens=False
+        padding = tokenizer.eos_token_id if padding is None else padding
+        padding = 0 if padding is None else padding
+        longest = max(len(row) for row in rows)
+        device = next(self._model.parameters()).device
+        ids = [[padding] * (longest - len(row)) + row for row in rows]
+        real = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+        out = self._model.generate(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=torch.tensor(real, device=device),
+            logits_processor=LogitsProcessorList(
+                [_OwnDraws([prompt.seed for prompt in prompts], self._temperature)]
+            ),
+            do_sample=False,  # the draw is made already; the likeliest is what it took
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            max_new_tokens=max(prompt.tokens for prompt in prompts),
+            pad_token_id=padding,
+        )
+        return [
+            str(tokenizer.decode(row[: prompt.tokens], skip_special_tokens=True))
+            for row, prompt in zip(out[:, longest:], prompts, strict=True)
+        ]
+
+
+@final
+class _OwnDraws(LogitsProcessor):
+    """Draws each row's token with a generator of its own and leaves that token alone.
+
+    The draw is one number in [0, 1), looked up among the likeliest tokens that hold
+    `TOP_P` of the probability, in the order of their likelihood.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
+        """Begin each row's draws at its seed."""
+        # On the CPU, so that the draws are the same on every device.
+        self._draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._temperature = temperature
+
+    def __call__(
+        self,
+        input_ids: Int[Tensor, "batch pos"],  # noqa: ARG002 (generate passes it)
+        scores: Float[Tensor, "batch vocab"],
+    ) -> Float[Tensor, "batch vocab"]:
+        """Return scores in which every row's token has 0 and the others minus infinity.
+
+        Raises:
+            FloatingPointError: If a row has no finite score to draw by.
+        """
+        likely = (scores.float() / self._temperature).softmax(-1)
+        if not bool(likely.isfinite().all()):
+            raise FloatingPointError(
+                "the model's scores must be finite to draw by, found some that are "
+                "not. Load it with another dtype"
             )
-        finally:
-            tokenizer.padding_side = before
-        inputs = inputs.to(next(self._model.parameters()).device)
-        inputs.pop("token_type_ids", None)
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(prompts[0].seed)
-            out = self._model.generate(
-                **inputs,
-                do_sample=True,
-                temperature=self._temperature,
-                top_p=0.95,
-                top_k=None,
-                max_new_tokens=max(prompt.tokens for prompt in prompts),
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        said = out[:, inputs["input_ids"].shape[1] :]
-        return [str(t) for t in tokenizer.batch_decode(said, skip_special_tokens=True)]
+        values, order = likely.sort(dim=-1, descending=True, stable=True)
+        before = values.cumsum(-1) - values
+        kept = values * (before < TOP_P)
+        share = kept.cumsum(-1)
+        draws = torch.stack([torch.rand(1, generator=g) for g in self._draws])
+        aim = draws.to(share.device) * share[:, -1:]
+        place = torch.searchsorted(share, aim, right=True)
+        # Rounding may put the aim on the very end of what is kept.
+        last = (kept > 0).sum(-1, keepdim=True) - 1
+        drawn = order.gather(-1, torch.minimum(place, last))
+        return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    """Return a prompt as the template writes it, without thinking if it can.
+
+    A text that must be short has no room for a thought, and no use for one.
+    """
+    messages = [dict(message) for message in prompt.messages]
+    if "enable_thinking" not in str(tokenizer.chat_template):
+        return render(tokenizer, messages, generation_prompt=True)
+    return str(
+        tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+    )

@@ -1,12 +1,13 @@
 """What is asked for: every request of a corpus, in a fixed order."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.records import choose
-from emoreg.vectors.texts import EMOTIONS_TEST_TOPICS
+from emoreg.vectors.texts import EMOTIONS_TEST_TOPICS, slug
 
 STORIES, NEUTRAL, DIALOGUES, MASKED = "stories", "neutral", "dialogues", "masked"
 KINDS: Final = (STORIES, NEUTRAL, DIALOGUES, MASKED)
@@ -28,6 +29,8 @@ SETTINGS: Final = {
 """The topics of stories; they decide between fit and test."""
 _DIALOGUE_TOPICS = ("t01", "t04", "t09")
 _MASKED_TOPICS = ("t02", "t05", "t07", "t10")
+# An emotion's name is a file's name too: no dot and no slash.
+_NAME = re.compile(r"[^\W\d_][\w' -]*")
 
 
 @final
@@ -59,7 +62,8 @@ def plan(
     Stories: every emotion on twelve topics, odd ones in the third person and even ones
     in the first, as in the packaged corpus. Neutral text: the packaged corpus's
     subjects, as dialogue or prose. Dialogues: every emotion felt by the user and by the
-    assistant, on three topics. Masked: every emotion felt, up to four others shown.
+    assistant, on three topics. Masked: every emotion felt behind up to four others, on
+    four topics.
 
     Args:
         emotions: Emotion concepts.
@@ -67,10 +71,14 @@ def plan(
         per_topic: Stories of each emotion and topic.
 
     Raises:
-        ValueError: On an unknown kind, or fewer than one story per topic.
+        ValueError: On an unknown kind or none, emotions that can't be told apart or
+            make no file name, or fewer than one story per topic.
     """
     if per_topic < 1:
         raise ValueError(f"`per_topic` must be 1 or more, got {per_topic}")
+    if not kinds:
+        raise ValueError(f"`kinds` must name one or more of {KINDS}, found none")
+    _check_emotions(emotions)
     made = {
         STORIES: lambda: _stories(emotions, per_topic),
         NEUTRAL: _neutral,
@@ -78,7 +86,34 @@ def plan(
         MASKED: lambda: _masked(emotions),
     }
     chosen = {choose(kind, KINDS, parameter="kinds") for kind in kinds}
+    if MASKED in chosen and len(emotions) < 2:
+        raise ValueError(
+            "`masked` needs two emotions or more, one to be felt and one to be shown, "
+            f"found {len(emotions)}. Name another, or leave the kind out"
+        )
     return tuple(r for kind in KINDS if kind in chosen for r in made[kind]())
+
+
+def _check_emotions(emotions: Sequence[str]) -> None:
+    if isinstance(emotions, str) or not emotions:
+        raise ValueError(
+            f"`emotions` must be a list of one or more names, found {emotions!r}. "
+            "Write the names as a list"
+        )
+    files: dict[str, str] = {}
+    for name in emotions:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                "`emotions` must be words of letters, digits, spaces, hyphens and "
+                f"apostrophes, found {name!r}, which makes no file name. Rename it"
+            )
+        file = slug(name).casefold()
+        if file in files:
+            raise ValueError(
+                f"`emotions` must differ in their files' names, found {files[file]!r} "
+                f"and {name!r}, both of `{slug(name)}.jsonl`. Leave one of them out"
+            )
+        files[file] = name
 
 
 def _stories(emotions: Sequence[str], per_topic: int) -> list[Request]:
@@ -132,7 +167,9 @@ def _masked(emotions: Sequence[str]) -> list[Request]:
         # The others in turn, from the next one on: every emotion is shown as often.
         others = [*emotions[place + 1 :], *emotions[:place]]
         step = max(1, len(others) // len(_MASKED_TOPICS))
-        for topic, shown in zip(_MASKED_TOPICS, others[::step], strict=False):
+        for number, topic in enumerate(_MASKED_TOPICS):
+            # Of few others some are shown twice, so that every split has a scene.
+            shown = others[number * step % len(others)]
             requests.append(
                 Request(
                     key=f"masked/{felt}/{shown}/{topic}",

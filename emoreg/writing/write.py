@@ -9,6 +9,8 @@ from typing import final
 from tqdm.auto import tqdm
 
 from emoreg.vectors.corpus import Corpus
+from emoreg.vectors.texts import check_splits
+from emoreg.vectors.whole_files import write_whole
 from emoreg.writing.corpus_files import write_corpus
 from emoreg.writing.journal import Journal
 from emoreg.writing.judging import Judged, judge
@@ -18,6 +20,8 @@ from emoreg.writing.writer import Prompt, Writer
 
 TOKENS = 300
 """Longest answer for each text asked for: 150 words are about 200 tokens."""
+SUMMARY = "written.txt"
+"""What was taken and what was not, and every request that was given up."""
 
 
 @final
@@ -34,6 +38,8 @@ class Written:
     """Texts that were not taken, by reason."""
     given_up: tuple[str, ...]
     """Requests without enough texts after all attempts."""
+    lacking: str = ""
+    """What `extract` would miss; empty if it has all it needs."""
 
     def lines(self) -> list[str]:
         """Return all of it in a few lines."""
@@ -49,6 +55,8 @@ class Written:
             first = ", ".join(self.given_up[:3])
             more = ", ..." if len(self.given_up) > 3 else ""
             said.append(f"Given up: {len(self.given_up)} requests ({first}{more})")
+        if self.lacking:
+            said.append(f"`emoreg extract` can't use it yet: {self.lacking}")
         return said
 
 
@@ -70,7 +78,8 @@ def stories(
     Texts that fail a check are not taken, counted by reason, and asked for again.
 
     Answers are kept as they come: a folder that holds some goes on where it stood,
-    whatever stopped it. The files of the corpus are made of them.
+    whatever stopped it. The files of the corpus are made of them, and `written.txt`
+    says what was not taken and why.
 
     Args:
         writer: `LocalWriter` or `EndpointWriter`, or anything with their methods.
@@ -82,11 +91,13 @@ def stories(
         quiet: No progress bar.
 
     Raises:
-        ValueError: If the folder was begun with other settings, or can't be written.
+        ValueError: If the folder was begun with other settings, holds a corpus from
+            elsewhere, or can't be written; on emotions that make no file names.
         ConnectionError: If an endpoint fails; what was written is kept.
+        OSError: If the disk is full; what is there is whole.
     """
     folder = Path(out)
-    emotions = Corpus.packaged().emotions() if emotions is None else tuple(emotions)
+    emotions = Corpus.packaged().emotions() if emotions is None else emotions
     requests = plan(emotions, kinds, per_topic)
     settings = {
         "kinds": [kind for kind in KINDS if kind in kinds],
@@ -99,35 +110,36 @@ def stories(
     judged = judge(requests, journal.answers)
     try:
         while judged.missing:
-            _ask(writer, journal, judged.missing, seed=seed, quiet=quiet)
+            _ask(writer, journal, judged, seed=seed, quiet=quiet)
             judged = judge(requests, journal.answers)
-    finally:
+    except BaseException:
         judged = judge(requests, journal.answers)
-        write_corpus(folder, requests, judged.taken)
-    return _summary(folder, requests, judged)
+        _finish(folder, requests, judged)
+        raise
+    return _finish(folder, requests, judged)
 
 
 def _ask(
-    writer: Writer,
-    journal: Journal,
-    missing: Sequence[tuple[Request, int]],
-    *,
-    seed: int,
-    quiet: bool,
+    writer: Writer, journal: Journal, judged: Judged, *, seed: int, quiet: bool
 ) -> None:
-    """Put the requests and keep each answer as it comes."""
+    """Put the requests that are missing and keep each answer as it comes."""
+    missing = set(judged.missing)
     prompts = [
         Prompt(
             messages=tuple(messages_for(request)),
             seed=_seed(seed, request.key, attempt),
             tokens=TOKENS * request.texts,
+            answered=(request, attempt) not in missing,
         )
-        for request, attempt in missing
+        for request, attempt in judged.round
     ]
-    said = f"Writing, attempt {missing[0][1] + 1}"
-    with tqdm(total=len(prompts), desc=said, unit="text", disable=quiet) as bar:
+    said = f"Writing, attempt {judged.round[0][1] + 1}"
+    there = len(prompts) - len(missing)
+    with tqdm(
+        total=len(prompts), initial=there, desc=said, unit="answer", disable=quiet
+    ) as bar:
         for place, answer in writer.answers(prompts):
-            request, attempt = missing[place]
+            request, attempt = judged.round[place]
             journal.add(request.key, attempt, answer)
             bar.update(1)
 
@@ -135,6 +147,26 @@ def _ask(
 def _seed(seed: int, key: str, attempt: int) -> int:
     digest = hashlib.sha256(f"{seed}/{key}/{attempt}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _finish(folder: Path, requests: Sequence[Request], judged: Judged) -> Written:
+    """Write the corpus's files, and in words what became of every request."""
+    write_corpus(folder, requests, judged.taken)
+    written = _summary(folder, requests, judged)
+    lines = [*written.lines(), *(f"given up: {key}" for key in written.given_up)]
+    write_whole(folder / SUMMARY, "".join(f"{line}\n" for line in lines).encode())
+    return written
+
+
+def _lacking(folder: Path) -> str:
+    """Return what `extract` would miss in a folder, with every text in it checked."""
+    corpus = Corpus(folder)
+    try:
+        check_splits(corpus.stories(split="all"))
+        corpus.neutral("fit")
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _summary(folder: Path, requests: Sequence[Request], judged: Judged) -> Written:
@@ -148,4 +180,5 @@ def _summary(folder: Path, requests: Sequence[Request], judged: Judged) -> Writt
         },
         rejected=dict(judged.rejected),
         given_up=judged.given_up,
+        lacking=_lacking(folder),
     )

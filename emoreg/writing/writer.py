@@ -14,6 +14,9 @@ class Prompt:
     """Its own, so that it does not depend on what else is asked."""
     tokens: int
     """Longest answer."""
+    answered: bool = False
+    """By a run before this one. It is here for who writes in batches, which are then
+    those of an uncut run; its answer is not asked for."""
 
 
 @runtime_checkable
@@ -25,5 +28,26 @@ class Writer(Protocol):
         ...
 
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
-        """Yield the place of a prompt and its answer, as each is done."""
+        """Yield the place of a prompt and its answer, as each is done.
+
+        Those that are `answered` are left out.
+        """
         ...
+
+
+def check_sampling(temperature: float, at_a_time: int) -> None:
+    """Refuse what can't be sampled with.
+
+    Raises:
+        ValueError: If the temperature is not above 0, where every try at a request
+            would give the same text, or fewer than one text is to be written at a time.
+    """
+    if not 0 < temperature < float("inf"):
+        raise ValueError(
+            "`temperature` must be above 0, or every try at a request gives the same "
+            f"text, found {temperature}. Use 0.9, or what the model's makers advise"
+        )
+    if at_a_time < 1:
+        raise ValueError(
+            f"texts written at a time must be 1 or more, found {at_a_time}. Use 8"
+        )
