@@ -697,6 +697,9 @@ def test_the_order_in_which_answers_come_makes_no_difference() -> None:
         attempt = part.missing[0][1]
         assert {a for _, a in part.round} == {attempt}
         assert set(part.missing) <= set(part.round)
+        if attempt == 0:  # those that are answered stay in it
+            assert [request for request, _ in part.round] == list(requests)
+            assert len(part.missing) < len(requests)
 
 
 def test_the_plan_bans_what_it_asks_for() -> None:
