@@ -1,6 +1,8 @@
 """Captured streams are what the model computes, and capturing changes nothing."""
 
-from collections.abc import Callable
+import math
+import random
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from conftest import FAMILIES, NUM_LAYERS
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from emoreg.residual.batches import Batch, read_stream, token_batches
+from emoreg.residual.batches import CALL_SHARE, Batch, read_stream, token_batches
 from emoreg.residual.capture import Captured, capture, run_truncated, truncated
 from emoreg.residual.layers import backbone, decoder_layers
 
@@ -248,6 +250,34 @@ def test_batches_hold_each_text_once_within_the_budget() -> None:
             real = batch.attention_mask[k].bool()
             assert batch.input_ids[k][real].tolist() == texts[row]
             assert not batch.input_ids[k][~real].any()
+
+
+def _ways(count: int) -> Iterator[list[int]]:
+    """Yield every way to cut a row of `count` things."""
+    if count == 0:
+        yield []
+    for first in range(1, count + 1):
+        for rest in _ways(count - first):
+            yield [first, *rest]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_way_to_cut_batches_is_cheaper(seed: int) -> None:
+    draw, budget = random.Random(seed), 96
+    widths = sorted((draw.randint(1, 60) for _ in range(10)), reverse=True)
+
+    def cost(sizes: list[int]) -> float:
+        tokens, start = 0, 0
+        for size in sizes:
+            if size > 1 and size * widths[start] > budget:
+                return math.inf
+            tokens, start = tokens + size * widths[start], start + size
+        return tokens + len(sizes) * (budget // CALL_SHARE)
+
+    texts = [[1] * width for width in widths]
+    made = [len(b.rows) for b in token_batches(texts, budget=budget, pad_id=0)]
+    assert cost(made) == min(cost(way) for way in _ways(len(widths)))
+    assert cost(made) < cost([1] * len(widths))  # control: it does matter
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -83,6 +83,25 @@ def masked_rows(each: int = 1) -> list[dict[str, Any]]:
     ]
 
 
+def dialogue_rows() -> list[dict[str, Any]]:
+    """Return the same as dialogues; the other speaker and the scenario have marks too.
+
+    Those are of another emotion, so that reading them would be seen.
+    """
+    rows = []
+    for number, row in enumerate(masked_rows()):
+        speaker = ("user", "assistant")[number % 2]
+        other = f"<{FELT[(FELT.index(row['felt']) + 1) % len(FELT)]}>" * 9
+        said = {True: row.pop("text"), False: other}
+        turns = [
+            {"role": role, "content": said[role == speaker]}
+            for role in ("user", "assistant") * 2
+        ]
+        before = {"role": "system", "content": other}
+        rows.append({**row, "speaker": speaker, "messages": [before, *turns]})
+    return rows
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Corpus:
     return folder_of(tmp_path / "corpus", masked_rows())
@@ -219,21 +238,24 @@ def differences(units: torch.Tensor) -> torch.Tensor:
     return centred / centred.norm(dim=-1, keepdim=True)
 
 
+@pytest.mark.parametrize("source", ["masked", "masked_dialogues"])
 def test_what_is_felt_is_found_and_what_stories_know_is_taken_out(
-    marked: Any, tokenizer: PreTrainedTokenizerFast, small: Corpus
+    marked: Any, tokenizer: PreTrainedTokenizerFast, small: Corpus, source: Any
 ) -> None:
     model, units = marked
+    dialogues = "".join(json.dumps(row) + "\n" for row in dialogue_rows())
+    (small.root / "masked_dialogues.jsonl").write_text(dialogues)
     felt, shown = units[: len(FELT)], units[len(FELT) :]
     # Stories know two of the directions: that of the first that is felt, and another.
     known = torch.stack([felt[0], shown[0]]).expand(len(LAYERS), -1, -1)
     stories = EmotionVectors.from_directions(
         known, emotions=("afraid", "calm"), layers=LAYERS
     )
-    found = deflection_vectors(
-        model, tokenizer, small, stories, denoise=0.0, quiet=True
-    )
+    how: dict[str, Any] = {"source": source, "denoise": 0.0, "quiet": True}
+    found = deflection_vectors(model, tokenizer, small, stories, **how)
     assert found.emotions == FELT
     assert found.readers == (MEAN_DIFFERENCE,)
+    assert found.provenance["source"] == source
     true = differences(felt)
     true = true - (true @ felt[0])[:, None] * felt[0]
     true = true / true.norm(dim=-1, keepdim=True)
@@ -242,16 +264,15 @@ def test_what_is_felt_is_found_and_what_stories_know_is_taken_out(
     assert float((found.directions[0] @ felt[0]).abs().max()) < 1e-5
     # What was said in the open tells nothing about what was felt, and the reverse.
     assert float((found.directions[0] @ shown.T).abs().mean()) < 0.2
-    by_shown = deflection_vectors(
-        model, tokenizer, small, stories, by="shown", denoise=0.0, quiet=True
-    )
+    by_shown = deflection_vectors(model, tokenizer, small, stories, by="shown", **how)
     assert by_shown.emotions == SHOWN
     outward = differences(shown)
     outward = outward - (outward @ shown[0])[:, None] * shown[0]
     outward = outward / outward.norm(dim=-1, keepdim=True)
     assert float((by_shown.directions[0] * outward).sum(-1).min()) > 0.9
     # Control: the names dealt out anew.
-    texts = read_masked(model, tokenizer, small, LAYERS, split="fit", quiet=True)
+    also: dict[str, Any] = {"split": "fit", "source": source, "quiet": True}
+    texts = read_masked(model, tokenizer, small, LAYERS, **also)
     dealt = [FELT[i % 3] for i in range(len(texts.felt))]  # each shown thing's own
     blind = without_stories(
         mean_vectors(texts.values, dealt, emotions=FELT, layers=LAYERS, neutral=NONE),

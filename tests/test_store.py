@@ -73,6 +73,35 @@ def test_a_second_run_reads_nothing_and_gives_the_same_bits(
     assert many < len(passes) < 2 * many
 
 
+def test_what_was_computed_is_recalled_by_all_that_it_depends_on(
+    tmp_path: Path,
+) -> None:
+    store, made = ActivationStore(tmp_path), []
+
+    def recalled(*parts: Any) -> tuple[torch.Tensor, ...]:
+        def compute() -> list[torch.Tensor]:
+            made.append(parts)
+            return [torch.arange(6.0)[::2], torch.ones(2, 3)]
+
+        return store.recall(store.key("model", *parts), compute)
+
+    base = ("steered", [1, 2], torch.tensor([0.0, 1.0]))
+    first, again = recalled(*base), recalled(*base)
+    assert len(made) == 1
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one, other)
+    changed = torch.tensor([0.0, 1.0 + 1e-7])
+    for other in (
+        ("steered", [1, 2], changed),
+        ("steered", [1, 2], base[2].double()),
+        ("steered", [1, 2], base[2].reshape(1, 2)),
+        ("steered", [1, 3], base[2]),
+        ("answer", [1, 2], base[2]),
+    ):
+        recalled(*other)
+    assert len(made) == 6
+
+
 def test_where_the_folder_is_plays_no_part(
     model: Callable[[], Any], tmp_path: Path, passes: list[int]
 ) -> None:

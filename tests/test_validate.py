@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from emoreg.cli import main
 from emoreg.comparison.validate import Validation, judged
@@ -204,8 +205,34 @@ def folder(
     return tmp_path
 
 
+@pytest.fixture
+def blocks_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each decoder block reads, as it happens.
+
+    A hook would not do: a model that is watched has no hash, and nothing is kept.
+    """
+    seen: list[int] = []
+    run = LlamaDecoderLayer.forward
+
+    def counted(self: Any, hidden_states: torch.Tensor, *args: Any, **how: Any) -> Any:
+        seen.append(hidden_states.shape[:2].numel())
+        return run(self, hidden_states, *args, **how)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted)
+    return seen
+
+
+def flat(content: Any, place: str = "") -> dict[str, Any]:
+    """Return what JSON holds as one level, each value under its place."""
+    if not isinstance(content, dict | list):
+        return {place: content}
+    pairs = content.items() if isinstance(content, dict) else enumerate(content)
+    found = [flat(value, f"{place}/{name}") for name, value in pairs]
+    return {place: value for part in found for place, value in part.items()}
+
+
 def test_the_command_writes_a_page_and_marks_the_vectors(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], blocks_run: list[int]
 ) -> None:
     corpus, path = Corpus.packaged(), str(folder / "v.safetensors")
     model = ["--model", str(folder / "model"), "--quiet"]
@@ -216,8 +243,9 @@ def test_the_command_writes_a_page_and_marks_the_vectors(
     before = EmotionVectors.load(path)
     assert before.validation is None
     out = folder / "out"
-    command = ["validate", *model, "--vectors", path, "--out", str(out)]
-    assert main(command) == 0
+    cache = ["--cache", str(folder / "cache")]
+    command = ["validate", *model, "--vectors", path, *cache, "--out"]
+    assert main([*command, str(out)]) == 0
     said = capsys.readouterr().out
     assert "held-out stories" in said
     found = json.loads((out / "validation.json").read_text(encoding="utf-8"))
@@ -231,7 +259,14 @@ def test_the_command_writes_a_page_and_marks_the_vectors(
     assert after.hash == before.hash
     assert after.validation is not None
     assert set(after.validation["emotions"]) == set(before.emotions)
-    assert main(["validate", *model, "--vectors", path, "--out", "/dev/null/x"]) == 2
+    assert main([*command, "/dev/null/x"]) == 2
+    assert blocks_run  # control
+    blocks_run.clear()
+    assert main([*command, str(folder / "again")]) == 0
+    assert blocks_run == []  # all of it was kept: answers and steered runs as well
+    again = json.loads((folder / "again/validation.json").read_text(encoding="utf-8"))
+    # But for the last bits of products of matrices that lie elsewhere in memory.
+    assert flat(again["checks"]) == pytest.approx(flat(found["checks"]), nan_ok=True)
 
 
 def test_another_models_vectors_are_refused(folder: Path, tmp_path: Path) -> None:

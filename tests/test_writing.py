@@ -12,6 +12,7 @@ import time
 import traceback
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from emoreg.writing.journal import NAME, Journal
 from emoreg.writing.judging import ATTEMPTS, judge
 from emoreg.writing.local import LocalWriter, _asked, _OwnDraws
 from emoreg.writing.plan import KINDS, Request, plan
-from emoreg.writing.prompts import SEPARATOR, messages_for
+from emoreg.writing.prompts import SCENARIO, SEPARATOR, messages_for
 from emoreg.writing.write import stories
 from emoreg.writing.writer import Prompt
 
@@ -60,7 +61,8 @@ def answer_to(prompt: str) -> str:
         parts = [told(f"{prompt}{i}", 14) for i in range(4)]
         names = ("User", "Assistant") * 2
         turns = zip(names, parts, strict=True)
-        return "\n\n".join(f"{name}: {said}" for name, said in turns)
+        before = f"**Scenario:** {told(prompt, 14)}\n\n" if SCENARIO in prompt else ""
+        return before + "\n\n".join(f"{name}: {said}" for name, said in turns)
     many = 3 if "Write 3 short scenes" in prompt else 1
     return f"\n{SEPARATOR}\n".join(told(f"{prompt}{i}") for i in range(many))
 
@@ -194,6 +196,13 @@ def test_a_written_corpus_is_read_and_fitted_on(
     assert len(corpus.records("dialogues", split="test")) == 3 * 2
     assert len(corpus.records("masked", split="fit")) == 3 * 3
     assert len(corpus.records("masked", split="test")) == 3
+    dialogues = corpus.records("masked_dialogues", split="all")
+    assert [row["split"] for row in dialogues] == ["fit", "fit", "fit", "test"] * 3
+    assert {row["speaker"] for row in dialogues} == {"user", "assistant"}
+    for row in dialogues:
+        roles = [message["role"] for message in row["messages"]]
+        assert roles == ["system", *("user", "assistant") * 2]
+        assert not row["messages"][0]["content"].startswith(("Scenario", "*"))
     speakers = {row["speaker"] for row in corpus.records("dialogues", split="fit")}
     assert speakers == {"user", "assistant"}
     packaged = Corpus.packaged().stories(EMOTIONS, split="all")
@@ -547,6 +556,7 @@ TALK = Request(
     emotion="sad",
     speaker="user",
 )
+HIDDEN = replace(TALK, kind="masked_dialogues", shown="calm")
 ASKED = messages_for(STORY)[0]["content"].replace("sad", "glum")
 GOOD = told("good")
 TURNS = "User: " + told("a", 20) + "\nAssistant: " + told("b", 20)
@@ -579,6 +589,11 @@ TURNS = "User: " + told("a", 20) + "\nAssistant: " + told("b", 20)
         (checks.CUT_OFF, STORY, GOOD.rstrip(".")),
         (checks.NO_DIALOGUE, TALK, GOOD),
         (checks.NO_DIALOGUE, TALK, TURNS.replace("User:", "Assistant:")),
+        (checks.NO_DIALOGUE, HIDDEN, f"Scenario: {GOOD}"),
+        (checks.NO_SCENARIO, HIDDEN, TURNS),
+        (checks.NO_SCENARIO, HIDDEN, f"Scenario:\n{TURNS}"),
+        (checks.NAMED, HIDDEN, f"Scenario: He was sad.\n{TURNS}"),
+        (checks.NAMED, HIDDEN, f"Scenario: He fell.\n{TURNS} Calmly."),
     ],
 )
 def test_every_refusal_has_its_reason(
@@ -591,6 +606,8 @@ def test_every_refusal_has_its_reason(
 def test_good_texts_are_taken() -> None:
     assert drafts(STORY, GOOD)[0].reason == ""
     assert drafts(TALK, TURNS)[0].reason == ""
+    for begins in ("Scenario: He fell.", "**Scenario:**\nHe fell.\n", "scenario : x"):
+        assert drafts(HIDDEN, f"{begins}\n{TURNS}")[0].reason == ""
     for begins in (
         "I can't help smiling.",
         "Sorry, said the clerk, I can't find it.",
@@ -717,6 +734,11 @@ def test_the_plan_bans_what_it_asks_for() -> None:
             own = [r for r in masked if r.emotion == emotion]
             assert [r.split for r in own] == ["fit", "fit", "fit", "test"]
             assert len({r.shown for r in own}) == min(4, len(emotions) - 1)
+        dialogues = plan(emotions, ("masked_dialogues",), 1)
+        pairs = [(r.emotion, r.shown, r.split) for r in dialogues]
+        assert pairs == [(r.emotion, r.shown, r.split) for r in masked]
+        # Both speakers hide something in both splits.
+        assert len({(r.speaker, r.split) for r in dialogues}) == 4
 
 
 @pytest.mark.parametrize(
@@ -725,6 +747,7 @@ def test_the_plan_bans_what_it_asks_for() -> None:
         (EMOTIONS, ("poems",), "`kinds` must be one of"),
         (EMOTIONS, (), "`kinds` must name one or more"),
         (("sad",), ("masked",), "`masked` needs two emotions or more.*found 1"),
+        (("sad",), ("masked_dialogues",), "`masked_dialogues` needs two emotions"),
         ("sad", ("stories",), "must be a list of one or more names, found 'sad'"),
         ((), ("stories",), "must be a list of one or more names, found ()"),
         (("../sad",), ("stories",), r"found '\.\./sad', which makes no file name"),

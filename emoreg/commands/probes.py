@@ -18,6 +18,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
     model_option(command)
     vectors_option(command)
     command.add_argument("--corpus", type=Path, help="Folder; the packaged one if not.")
+    command.add_argument(
+        "--source",
+        default="masked",
+        choices=("masked", "masked_dialogues"),
+        help="Of deflection vectors: scenes or dialogues.",
+    )
     command.add_argument("--out", type=Path, required=True)
 
 
@@ -33,7 +39,8 @@ def run(options: argparse.Namespace) -> None:
     loaded = load(options)
     parts = (loaded.model, loaded.tokenizer, corpus)
     if options.kind == "deflection":
-        found = deflection_vectors(*parts, vectors, quiet=options.quiet)
+        how = {"source": options.source, "quiet": options.quiet}
+        found = deflection_vectors(*parts, vectors, **how)
         left = dict(zip(found.layers, found.provenance["norm_left"], strict=True))
         said = ", ".join(f"{share:.0%} at layer {i}" for i, share in left.items())
         say(f"Left of the norm outside the story space: {said}")

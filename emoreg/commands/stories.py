@@ -30,7 +30,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--kinds",
         nargs="+",
         default=["stories", "neutral"],
-        help="Of stories, neutral, dialogues, masked.",
+        help="Of stories, neutral, dialogues, masked, masked_dialogues.",
     )
     command.add_argument(
         "--per-topic", type=int, default=1, help="Stories per emotion and topic."

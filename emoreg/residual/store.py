@@ -6,12 +6,11 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from emoreg.residual.layers import decoder_layers
@@ -27,7 +26,8 @@ class ActivationStore:
     adapters that act, the configuration, the token ids, spans and layers of the whole
     batch. Where it was made plays no part. Whole batches are kept since the last bits
     of a text's activations depend on the texts beside it: what is read back is what a
-    new run would give, bit for bit.
+    new run would give, bit for bit. What else takes forward passes (a steered run, an
+    answer) is kept beside them by `recall`.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -45,17 +45,38 @@ class ActivationStore:
                 f"{error.strerror}. Choose another one"
             ) from error
 
-    def key(
-        self,
-        model_hash: str,
-        layers: Sequence[int],
-        texts: Sequence[tuple[Sequence[int], Sequence[tuple[int, int]]]],
-    ) -> str:
-        """Return the name of a batch: its texts as token ids with their spans."""
-        written = json.dumps([model_hash, list(layers), texts], separators=(",", ":"))
+    def key(self, model_hash: str, *parts: Any) -> str:
+        """Return a name for what depends on a model and on `parts`.
+
+        Args:
+            model_hash: As `model_hash` returns it.
+            parts: Numbers, strings, tensors, and sequences of them.
+        """
+        written = json.dumps(
+            [model_hash, *parts], separators=(",", ":"), default=_tensor_hash
+        )
         return hashlib.sha256(written.encode()).hexdigest()[:32]
 
-    def get(self, key: str) -> Float[Tensor, "span layer d_model"] | None:
+    def recall(
+        self,
+        key: str,
+        compute: Callable[[], Sequence[Tensor]],
+    ) -> tuple[Tensor, ...]:
+        """Return what `compute` gives, from the folder if it was kept under `key`.
+
+        The key has to hold all that the answer depends on, and a word for what is
+        computed: another word, once that changes.
+
+        Raises:
+            OSError: If there is no room, or the folder can't be written.
+        """
+        kept = self.get(key)
+        if kept is None:
+            kept = tuple(compute())
+            self.put(key, kept)
+        return tuple(kept)
+
+    def get(self, key: str) -> Any:
         """Return what was kept under `key`; None if it is not there or broken."""
         path = self._path(key)
         if not path.exists():
@@ -70,7 +91,7 @@ class ActivationStore:
         logger.warning("%s holds another batch; it is made anew", path)
         return None
 
-    def put(self, key: str, values: Float[Tensor, "span layer d_model"]) -> None:
+    def put(self, key: str, values: Tensor | tuple[Tensor, ...]) -> None:
         """Keep `values`, whole or not at all.
 
         Raises:
@@ -79,8 +100,9 @@ class ActivationStore:
         path = self._path(key)
         partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}")
         self.folder.mkdir(parents=True, exist_ok=True)  # it may have been cleared
+        copied = tuple(map(_copy, values)) if type(values) is tuple else _copy(values)
         try:
-            torch.save({"key": key, "values": values.cpu().clone()}, partial)
+            torch.save({"key": key, "values": copied}, partial)
             os.replace(partial, path)
         except RuntimeError as error:  # how torch says that a file can't be written
             raise OSError(
@@ -96,6 +118,17 @@ class ActivationStore:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.pt"
+
+
+def _copy(values: Any) -> Tensor:
+    """Return a tensor's own numbers, without the larger storage it may look into."""
+    return values.detach().cpu().clone()
+
+
+def _tensor_hash(values: Tensor) -> str:
+    raw = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    digest = hashlib.blake2b(raw.data, digest_size=16).hexdigest()
+    return f"{values.dtype} {tuple(values.shape)} {digest}"
 
 
 def model_hash(model: nn.Module) -> str | None:

@@ -1,10 +1,11 @@
 """Locality: whose emotion is read where, and does the answer keep to it?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from emoreg.residual.pooling import Passage
@@ -72,20 +73,12 @@ def locality(subject: Subject) -> Check:
 def _passage(subject: Subject, text: str) -> Passage:
     """Return prompt and answer, with the user's last token, decision token, answer."""
     prompt = subject.prompt(text)
-    model: Any = subject.model
-    ids = torch.tensor([prompt.ids], device=next(model.parameters()).device)
-    with torch.no_grad():
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=TOKENS,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=subject.tokenizer.eos_token_id,
-        )[0].tolist()
     stop = subject.tokenizer.eos_token_id
+    (tokens,) = subject.recall(
+        ("greedy answer", prompt.ids, TOKENS, stop),
+        lambda: [_answered(subject.model, prompt.ids, stop)],
+    )
+    out = tokens.tolist()
     while len(out) > len(prompt.ids) and out[-1] == stop:
         out.pop()
     decision = len(prompt.ids) - 1
@@ -94,6 +87,22 @@ def _passage(subject: Subject, text: str) -> Passage:
         return Passage(ids=tuple(out), spans=())
     spans = ((user, user + 1), (decision, decision + 1), (decision + 1, len(out)))
     return Passage(ids=tuple(out), spans=spans)
+
+
+def _answered(model: Any, prompt: Sequence[int], stop: Any) -> Int[Tensor, " pos"]:
+    """Return a prompt's tokens with those of the model's greedy answer."""
+    ids = torch.tensor([prompt], device=next(model.parameters()).device)
+    with torch.no_grad():
+        return model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=TOKENS,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=stop,
+        )[0]
 
 
 def _last_user_token(subject: Subject, prompt: Passage, text: str) -> int:

@@ -30,7 +30,7 @@ from emoreg.vectors.emotion_vectors import (
     EmotionVectors,
 )
 from emoreg.vectors.mean_differences import FEWEST as TEXTS
-from emoreg.vectors.mean_differences import mean_vectors, neutral_space
+from emoreg.vectors.mean_differences import mean_vectors
 from emoreg.vectors.pooled import text_passage
 
 NAME, THRESHOLD, FEWEST = "masking", 0.7, 5
@@ -82,11 +82,7 @@ def masking(subject: Subject) -> Check:
     if len(labels) < FEWEST:
         said = f"{len(labels)} emotions have masked texts, {FEWEST} are needed"
         return replace(BLANK, not_run=said)
-    neutral = neutral_space(
-        *(subject.model, subject.tokenizer, corpus, vectors.layers),
-        variance=DENOISE,
-        quiet=subject.quiet,
-    )
+    neutral = subject.neutral
     ranks = [len(base) for base in story_space(vectors)]
     taken = max(a + len(b) for a, b in zip(ranks, neutral, strict=True))
     if taken >= vectors.d_model:

@@ -19,7 +19,7 @@ from emoreg.validation.check import Figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE
 from emoreg.vectors.random_directions import random_directions
-from emoreg.vectors.steering import layer_near, mean_norms
+from emoreg.vectors.steering import layer_near
 
 STRENGTH, PAIRS, MOST = 0.1, 48, 12
 """Share of the mean residual-stream norm; pairs and emotions that are steered."""
@@ -51,18 +51,23 @@ def choices(
     asked = [_asked(subject, one, other) for one, other in questions]
     ids = [subject.tokenizer(x, add_special_tokens=False)["input_ids"] for x in "AB"]
     letters = [ids[0][0], ids[1][0]]
-    found = torch.zeros(len(asked))
-    progress = tqdm(total=len(asked), desc=bar, disable=subject.quiet or not bar)
     sequences = [tokens for tokens, _ in asked]
     budget = default_budget(next(subject.model.parameters()).device)
-    with torch.no_grad(), progress:
-        for batch in token_batches(sequences, budget=budget, pad_id=0):
-            where = None if on is None else _at(batch, [s[on] for _, s in asked])
-            additions = {} if vector is None else {layer: vector}
-            with steered(subject.model, additions, where=where):
-                found[list(batch.rows)] = _log_odds(subject.model, batch, letters)
-            progress.update(len(batch.rows))
-    return found.numpy()
+    additions = {} if vector is None else {layer: vector}
+
+    def compute() -> list[Tensor]:
+        found = torch.zeros(len(asked))
+        progress = tqdm(total=len(asked), desc=bar, disable=subject.quiet or not bar)
+        with torch.no_grad(), progress:
+            for batch in token_batches(sequences, budget=budget, pad_id=0):
+                where = None if on is None else _at(batch, [s[on] for _, s in asked])
+                with steered(subject.model, additions, where=where):
+                    found[list(batch.rows)] = _log_odds(subject.model, batch, letters)
+                progress.update(len(batch.rows))
+        return [found]
+
+    parts = ("log-odds", asked, letters, on, list(additions.items()), budget)
+    return subject.recall(parts, compute)[0].numpy()
 
 
 def shift_figures(
@@ -86,7 +91,7 @@ def shift_figures(
     """
     vectors = subject.vectors
     layer = layer_near(vectors, num_layers(subject.model))
-    norm = mean_norms(subject.model, subject.tokenizer, subject.corpus, (layer,))[layer]
+    norm = subject.mean_norm(layer)
     questions = [(texts[i], texts[j]) for i, j in pairs[:PAIRS]]
     turned = [(other, one) for one, other in questions]
     plain = choices(subject, questions) - choices(subject, turned)

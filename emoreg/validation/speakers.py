@@ -17,7 +17,6 @@ from emoreg.validation.subject import Subject
 from emoreg.vectors.dialogues import over_turns
 from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, RANDOM, EmotionVectors
 from emoreg.vectors.mean_differences import FEWEST as TEXTS
-from emoreg.vectors.mean_differences import neutral_space
 from emoreg.vectors.speakers import (
     CELLS,
     OTHER_ASSISTANT,
@@ -30,7 +29,6 @@ from emoreg.vectors.speakers import (
 )
 
 NAME, THRESHOLD, FEWEST = "speakers", 0.7, 5
-DENOISE = 0.5
 FAINT = 0.1
 """Cosine of two fits of one thing, below which they are nearly all noise."""
 
@@ -169,12 +167,7 @@ def _fits(
 ) -> tuple[Tested, Tested, Tested]:
     """Return the probes, the shuffled ones, and those of the words alone."""
     layers = subject.vectors.layers
-    neutral = neutral_space(
-        *(subject.model, subject.tokenizer, subject.corpus, layers),
-        variance=DENOISE,
-        quiet=subject.quiet,
-    )
-    how: Any = {"emotions": emotions, "layers": layers, "neutral": neutral}
+    how: Any = {"emotions": emotions, "layers": layers, "neutral": subject.neutral}
     dealt = {
         # Each cell by itself: dealt out alike, two cells would still agree.
         name: _dealt_anew(cell, emotions, f"{subject.seed}/{name}")

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emoreg.residual.batches import token_batches
 from emoreg.residual.layers import num_layers
+from emoreg.residual.steer import steered
 from emoreg.validation.check import Check, Curves, Figure
 from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.subject import Subject
@@ -19,7 +21,7 @@ from emoreg.vectors.emotion_vectors import (
     RANDOM,
     EmotionVectors,
 )
-from emoreg.vectors.steering import at_strength, layer_near, mean_norms
+from emoreg.vectors.steering import additions, layer_near
 
 NAME, PLACE = "steering", "place of the own word's gain"
 THRESHOLD = 0.8
@@ -59,7 +61,7 @@ def steering(subject: Subject) -> Check:
         return replace(BLANK, not_run=said)
     depth = num_layers(subject.model)
     layer = layer_near(vectors, depth)
-    norms = mean_norms(subject.model, subject.tokenizer, subject.corpus, (layer,))
+    norms = {layer: subject.mean_norm(layer)}
     readers = sorted(vectors.readers, key=lambda reader: reader != MEAN_DIFFERENCE)
     shifts = {
         reader: _shifts(subject, vectors, emotions, tokens, reader, norms)
@@ -121,30 +123,38 @@ def _shifts(
 ) -> dict[float, Float[np.ndarray, "steered word"]]:
     """Return per strength the change of each word's log-probability."""
     columns = [tokens[emotion] for emotion in emotions]
-    base = _log_probs(subject)[columns]
-    found = {}
-    for strength in STRENGTHS:
-        rows = []
-        for emotion in emotions:
-            with at_strength(
-                subject.model, vectors, emotion, strength, norms=norms, reader=reader
-            ):
-                rows.append(_log_probs(subject)[columns] - base)
-        found[strength] = torch.stack(rows).numpy()
-    return found
+    openings = [subject.tokenizer(opening)["input_ids"] for opening in OPENINGS]
+    moves = [
+        additions(vectors, emotion, strength, norms=norms, reader=reader)
+        for strength in STRENGTHS
+        for emotion in emotions
+    ]
+
+    def compute() -> list[Tensor]:
+        each = [_log_probs(subject.model, openings, move) for move in ({}, *moves)]
+        return [torch.stack(each)[:, columns]]
+
+    written = [list(move.items()) for move in moves]
+    parts = ("next words steered", openings, columns, written)
+    base, *rows = subject.recall(parts, compute)[0]
+    changes = (torch.stack(rows) - base).unflatten(0, (len(STRENGTHS), -1)).numpy()
+    return dict(zip(STRENGTHS, changes, strict=True))
 
 
-def _log_probs(subject: Subject) -> Float[Tensor, " token"]:
+def _log_probs(
+    model: Any,
+    openings: Sequence[Sequence[int]],
+    move: Mapping[int, Float[Tensor, " d_model"]],
+) -> Float[Tensor, " token"]:
     """Return the next token's log-probabilities, averaged over the openings."""
-    model: Any = subject.model
     device = next(model.parameters()).device
-    found = []
-    with torch.no_grad():
-        for opening in OPENINGS:
-            ids = subject.tokenizer(opening, return_tensors="pt")["input_ids"]
-            logits = model(input_ids=ids.to(device)).logits[0, -1].float()
-            found.append(logits.log_softmax(-1).cpu())
-    return torch.stack(found).mean(0)
+    # All in one call: it costs hardly more than one of them.
+    (batch,) = token_batches(openings, budget=1 << 20, pad_id=0)
+    mask = batch.attention_mask.to(device)
+    with torch.no_grad(), steered(model, move):
+        out = model(input_ids=batch.input_ids.to(device), attention_mask=mask)
+    last = out.logits[torch.arange(len(mask), device=device), mask.sum(1) - 1]
+    return last.float().log_softmax(-1).mean(0).cpu()
 
 
 def _places(

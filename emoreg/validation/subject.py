@@ -1,9 +1,10 @@
 """Whose vectors are tested: the model, its texts, and directions that mean nothing."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,17 +12,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.pooling import Passage, embedding_means, span_means
-from emoreg.residual.store import ActivationStore
+from emoreg.residual.store import ActivationStore, model_hash
 from emoreg.residual.tokens import render
 from emoreg.vectors.accuracy import chosen_layers
 from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS, Corpus
 from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.extract import neutral_ids
 from emoreg.vectors.fit import VectorFitter
+from emoreg.vectors.mean_differences import neutral_space
 from emoreg.vectors.pooled import StoryActivations, pool_stories, story_passage
 from emoreg.vectors.random_directions import random_directions
+from emoreg.vectors.steering import mean_norms
 
-SHRINKAGE = 0.5
-"""Of the LDA's within-class covariance, where a check fits directions of its own."""
+SHRINKAGE, DENOISE = 0.5, 0.5
+"""Of the LDA's within-class covariance, where a check fits directions of its own; the
+share of neutral text's variance whose components it takes out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +57,47 @@ class Subject:
             quiet=self.quiet,
             store=self.store,
         )
+
+    def recall(
+        self, parts: Sequence[Any], compute: Callable[[], Sequence[Tensor]]
+    ) -> tuple[Tensor, ...]:
+        """Return what `compute` gives, or what the store has of an earlier run.
+
+        Args:
+            parts: A word for what is computed, and all that it depends on beside the
+                model and the kind of device.
+            compute: Runs the model.
+        """
+        if self.store is None or self._model_hash is None:
+            return tuple(compute())
+        return self.store.recall(self.store.key(self._model_hash, *parts), compute)
+
+    @cached_property
+    def _model_hash(self) -> str | None:
+        return model_hash(self.model)
+
+    @cached_property
+    def neutral(self) -> list[Float[Tensor, "rank d_model"]]:
+        """Return, per layer, the neutral components that `extract` takes out."""
+        layers, passages = self.vectors.layers, self.corpus.neutral("fit")
+        ids = [neutral_ids(self.tokenizer, passage) for passage in passages]
+        parts = (self.model, self.tokenizer, self.corpus, layers)
+        how: Any = {"variance": DENOISE, "quiet": self.quiet}
+        found = self.recall(
+            ("neutral components", ids, layers, DENOISE),
+            lambda: neutral_space(*parts, **how),
+        )
+        return list(found)
+
+    def mean_norm(self, layer: int) -> float:
+        """Return the layer's mean residual-stream norm, the unit of strengths."""
+        parts = (self.model, self.tokenizer, self.corpus)
+        ids = [neutral_ids(self.tokenizer, x) for x in self.corpus.neutral("fit")]
+        (found,) = self.recall(
+            ("mean norm", ids, layer),
+            lambda: [torch.tensor(mean_norms(*parts, (layer,))[layer]).double()],
+        )
+        return float(found)
 
     def embeddings(self, passages: Sequence[Passage]) -> Float[Tensor, "span d_model"]:
         """Return the mean input embedding over each span."""

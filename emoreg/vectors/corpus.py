@@ -65,17 +65,24 @@ _FIT_TEST: Final = ("fit", "test")
 _DEV_TEST: Final = ("dev", "test")
 _TRAIN_DEV_TEST: Final = ("train", "dev", "test")
 
+_SAID: Final = {"messages": MESSAGES}
+
 # File, splits (none: it is one set) and fields of the sets read as plain records.
 _SETS: Final[dict[str, tuple[str, tuple[str, ...], dict[str, str]]]] = {
     "dialogues": (
         "dialogues.jsonl",
         _FIT_TEST,
-        {"id": TEXT, "emotion": TEXT, "speaker": TEXT, "messages": MESSAGES},
+        {"id": TEXT, "emotion": TEXT, "speaker": TEXT, **_SAID},
     ),
     "masked": (
         "masked.jsonl",
         _FIT_TEST,
         {"id": TEXT, "felt": TEXT, "shown": TEXT, "text": TEXT},
+    ),
+    "masked_dialogues": (
+        "masked_dialogues.jsonl",
+        _FIT_TEST,
+        {**dict.fromkeys(("id", "felt", "shown", "speaker"), TEXT), **_SAID},
     ),
     "scenarios": (
         "evaluation/scenarios.jsonl",
@@ -206,7 +213,8 @@ class Corpus:
         """Return another set as it stands in its file, checked for its fields.
 
         Args:
-            name: `dialogues`, `masked`, `scenarios`, `prompts`, `dose` or `activities`.
+            name: `dialogues`, `masked`, `masked_dialogues`, `scenarios`, `prompts`,
+                `dose` or `activities`.
             split: A split of that set or `all`; None for `dose` and `activities`, which
                 are for evaluation only.
         """

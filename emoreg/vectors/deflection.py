@@ -13,7 +13,7 @@ means told the felt emotion better than means over all tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from emoreg.residual.layers import d_model, model_name, num_layers
 from emoreg.residual.pooling import span_means
 from emoreg.residual.store import ActivationStore
 from emoreg.vectors.corpus import Corpus
+from emoreg.vectors.dialogues import over_turns, words_of
 from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, EmotionVectors
 from emoreg.vectors.mean_differences import (
     mean_vectors,
@@ -40,6 +41,7 @@ ROUNDING = 1e-3
 """Share of a vector's length below which what is left of it is rounding alone."""
 
 By = Literal["felt", "shown"]
+Source = Literal["masked", "masked_dialogues"]
 
 
 @final
@@ -63,6 +65,7 @@ def deflection_vectors(
     vectors: EmotionVectors,
     *,
     by: By = "felt",
+    source: Source = "masked",
     emotions: Sequence[str] | None = None,
     denoise: float = 0.5,
     quiet: bool = False,
@@ -79,9 +82,12 @@ def deflection_vectors(
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        corpus: Its `masked` texts and neutral ones of the `fit` split are used.
+        corpus: Its masked texts and neutral ones of the `fit` split are used.
         vectors: Story vectors of the same model, which say where to read.
         by: Label the texts with what is felt, or with what is shown, for comparison.
+        source: Scenes, or dialogues as the paper has them: the scenario before them
+            says why something is felt, and the words of who hides it are read.
+            `emoreg stories --kinds masked_dialogues` writes them.
         emotions: Which to fit; all with two texts or more when None.
         denoise: Share of neutral variance that is taken out first. With 0 most of what
             is left lies in those components, which the story vectors do not have.
@@ -96,17 +102,18 @@ def deflection_vectors(
         d_model=d_model(model), num_layers=num_layers(model), name=model_name(model)
     )
     layers, what = vectors.layers, f"masked texts, by what is {by},"
-    labels = [row[by] for row in corpus.records("masked", split="fit")]
-    chosen = with_texts_enough(labels, emotions, what=what)
     parts = (model, tokenizer, corpus, layers)
-    texts = read_masked(*parts, split="fit", quiet=quiet, store=store)
+    labels = [row[by] for row in corpus.records(source, split="fit")]
+    chosen = with_texts_enough(labels, emotions, what=what)
+    also: Any = {"source": source, "quiet": quiet, "store": store}
+    texts = read_masked(*parts, split="fit", **also)
     neutral = neutral_space(*parts, variance=denoise, quiet=quiet)
-    found = mean_vectors(
-        texts.values, texts.labels(by), emotions=chosen, layers=layers, neutral=neutral
-    )
+    how: Any = {"emotions": chosen, "layers": layers, "neutral": neutral}
+    found = mean_vectors(texts.values, texts.labels(by), **how)
     provenance = {
         "kind": f"deflection, by what is {by}",
-        "first_token": FIRST_TOKEN,
+        "source": source,
+        "first_token": FIRST_TOKEN if source == "masked" else 0,
         "texts": {emotion: labels.count(emotion) for emotion in chosen},
         "neutral_rank": [len(base) for base in neutral],
         **origin(model),
@@ -121,19 +128,24 @@ def read_masked(
     layers: Sequence[int],
     *,
     split: str,
+    source: Source = "masked",
     quiet: bool = False,
     store: ActivationStore | None = None,
 ) -> MaskedTexts:
-    """Return the masked texts of a split, each as its mean from the 50th token on."""
-    rows = corpus.records("masked", split=split)
-    values = span_means(
-        model,
-        [text_passage(tokenizer, row["text"], f"masked {row['id']}") for row in rows],
-        layers,
-        description=f"Reading masked texts ({split})",
-        quiet=quiet,
-        store=store,
-    )
+    """Return the masked texts of a split, each as one mean.
+
+    Scenes from the 50th token on; dialogues over the words of who hides something.
+    """
+    rows = corpus.records(source, split=split)
+    if source == "masked":
+        passages = [
+            text_passage(tokenizer, row["text"], f"masked {row['id']}") for row in rows
+        ]
+    else:
+        passages = words_of(tokenizer, rows)
+    said = f"Reading masked texts ({split})"
+    how: Any = {"description": said, "quiet": quiet, "store": store}
+    values = over_turns(span_means(model, passages, layers, **how), passages)
     return MaskedTexts(
         values=values,
         felt=tuple(row["felt"] for row in rows),

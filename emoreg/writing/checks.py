@@ -8,17 +8,18 @@ from typing import Final, final
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.steering import repeated_pairs
 from emoreg.vectors.wording import name_in
-from emoreg.writing.plan import DIALOGUES, NEUTRAL, Request
-from emoreg.writing.prompts import messages_for
+from emoreg.writing.plan import DIALOGUES, MASKED_DIALOGUES, NEUTRAL, Request
+from emoreg.writing.prompts import SCENARIO, messages_for
 
 EMPTY, SHORT, LONG = "empty", "too short", "too long"
 NAMED, ABOUT_TASK = "names an emotion", "talks about the task"
 ECHO, THINKING = "repeats the request", "unfinished thoughts"
 REPEATING, CUT_OFF = "repeats itself", "cut off"
-NO_DIALOGUE, DUPLICATE, NEAR = "no dialogue", "duplicate", "near duplicate"
+NO_SCENARIO, NO_DIALOGUE = "no scenario", "no dialogue"
+DUPLICATE, NEAR = "duplicate", "near duplicate"
 REASONS: Final = (
     *(EMPTY, SHORT, LONG, NAMED, ABOUT_TASK, ECHO, THINKING),
-    *(REPEATING, CUT_OFF, NO_DIALOGUE, DUPLICATE, NEAR),
+    *(REPEATING, CUT_OFF, NO_SCENARIO, NO_DIALOGUE, DUPLICATE, NEAR),
 )
 
 FEWEST_WORDS, MOST_WORDS = 50, 400
@@ -59,6 +60,7 @@ _OPENS = re.compile(
     r"|<\|(?:START_THINKING|begin_of_thought)\|>|◁think▷"
 )
 _TURN = re.compile(r"^\W*(User|Assistant)\W*:[\s*]*", re.IGNORECASE | re.MULTILINE)
+_SCENARIO = re.compile(rf"\W*{SCENARIO[:-1]}\W*:[\s*]*", re.IGNORECASE)
 _ENDS: Final = (".", "!", "?", '"', "'", "”", "’", "…", ")", "`")
 EVERYDAY: Final = frozenset(
     {
@@ -113,6 +115,18 @@ def messages_in(text: str) -> list[dict[str, str]]:
     return turns if proper else []
 
 
+def scenario_in(text: str) -> tuple[str, str]:
+    """Return what came before a written dialogue, and the dialogue.
+
+    The first is empty where nothing is said to come before.
+    """
+    begins = _SCENARIO.match(text)
+    turn = _TURN.search(text, begins.end()) if begins else None
+    if begins is None or turn is None:
+        return "", text
+    return text[begins.end() : turn.start()].strip(), text[turn.start() :]
+
+
 @final
 class Seen:
     """The texts that were taken, so that none is taken twice."""
@@ -141,16 +155,19 @@ class Seen:
 def _reason(request: Request, text: str) -> str:
     """Return the first reason why a text can't be taken; empty if there is none."""
     words = text.split()
-    dialogue = request.kind == DIALOGUES or request.form == "dialogue"
+    masked = request.kind == MASKED_DIALOGUES
+    dialogue = masked or request.kind == DIALOGUES or request.form == "dialogue"
+    before, turns = scenario_in(text) if masked else ("", text)
     fewest = FEWEST_WORDS // 2 if dialogue else FEWEST_WORDS
     faults: Mapping[str, bool] = {
         SHORT: len(words) < fewest,
         LONG: len(words) > MOST_WORDS,
         ECHO: _echoes(request, text),
-        ABOUT_TASK: _about_task(text),
+        ABOUT_TASK: _about_task(f"{before}\n{turns}".strip()),
         REPEATING: repeated_pairs(text) > MOST_REPEATED,
         CUT_OFF: not text.endswith(_ENDS),
-        NO_DIALOGUE: dialogue and not messages_in(text),
+        NO_DIALOGUE: dialogue and not messages_in(turns),
+        NO_SCENARIO: masked and not before,
         NAMED: any(name_in(text, emotion) for emotion in _banned(request)),
     }
     return next((reason for reason, fault in faults.items() if fault), "")

@@ -7,10 +7,18 @@ from typing import Any
 
 from emoreg.vectors.texts import slug
 from emoreg.vectors.whole_files import write_whole
-from emoreg.writing.checks import messages_in
-from emoreg.writing.plan import DIALOGUES, MASKED, NEUTRAL, STORIES, Request
+from emoreg.writing.checks import messages_in, scenario_in
+from emoreg.writing.plan import (
+    DIALOGUES,
+    MASKED,
+    MASKED_DIALOGUES,
+    NEUTRAL,
+    STORIES,
+    Request,
+)
 
 Rows = list[dict[str, Any]]
+_LETTERS = {NEUTRAL: "n", DIALOGUES: "d", MASKED: "m", MASKED_DIALOGUES: "md"}
 
 
 def write_corpus(
@@ -46,10 +54,11 @@ def _write(
         NEUTRAL: _neutral,
         DIALOGUES: _dialogue,
         MASKED: _masked,
+        MASKED_DIALOGUES: _masked_dialogue,
     }
     for kind in kinds & makers.keys():  # a file of another kind may be the user's own
         rows = [
-            {"id": f"{kind[0]}{number:03d}", **makers[kind](request, text)}
+            {"id": f"{_LETTERS[kind]}{number:03d}", **makers[kind](request, text)}
             for number, request in enumerate(_of(plan, kind), start=1)
             for text in taken[request.key]
         ]
@@ -116,6 +125,17 @@ def _masked(request: Request, text: str) -> dict[str, Any]:
         "shown": request.shown,
         "split": request.split,
         "text": text,
+    }
+
+
+def _masked_dialogue(request: Request, text: str) -> dict[str, Any]:
+    scenario, turns = scenario_in(text)
+    return {
+        "felt": request.emotion,
+        "shown": request.shown,
+        "speaker": request.speaker,
+        "split": request.split,
+        "messages": [{"role": "system", "content": scenario}, *messages_in(turns)],
     }
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 from emoreg.vectors.corpus import Corpus
@@ -10,7 +10,8 @@ from emoreg.vectors.records import choose
 from emoreg.vectors.texts import EMOTIONS_TEST_TOPICS, slug
 
 STORIES, NEUTRAL, DIALOGUES, MASKED = "stories", "neutral", "dialogues", "masked"
-KINDS: Final = (STORIES, NEUTRAL, DIALOGUES, MASKED)
+MASKED_DIALOGUES = "masked_dialogues"
+KINDS: Final = (STORIES, NEUTRAL, DIALOGUES, MASKED, MASKED_DIALOGUES)
 SPEAKERS: Final = ("user", "assistant")
 SETTINGS: Final = {
     "t01": "a letter or message arrives at home",
@@ -63,7 +64,7 @@ def plan(
     in the first, as in the packaged corpus. Neutral text: the packaged corpus's
     subjects, as dialogue or prose. Dialogues: every emotion felt by the user and by the
     assistant, on three topics. Masked: every emotion felt behind up to four others, on
-    four topics.
+    four topics, as scenes or as dialogues in which the speakers take turns to hide it.
 
     Args:
         emotions: Emotion concepts.
@@ -84,13 +85,15 @@ def plan(
         NEUTRAL: _neutral,
         DIALOGUES: lambda: _dialogues(emotions),
         MASKED: lambda: _masked(emotions),
+        MASKED_DIALOGUES: lambda: _masked_dialogues(emotions),
     }
     chosen = {choose(kind, KINDS, parameter="kinds") for kind in kinds}
-    if MASKED in chosen and len(emotions) < 2:
-        raise ValueError(
-            "`masked` needs two emotions or more, one to be felt and one to be shown, "
-            f"found {len(emotions)}. Name another, or leave the kind out"
-        )
+    for kind in sorted(chosen & {MASKED, MASKED_DIALOGUES}):
+        if len(emotions) < 2:
+            raise ValueError(
+                f"`{kind}` needs two emotions or more, one to be felt and one to be "
+                f"shown, found {len(emotions)}. Name another, or leave the kind out"
+            )
     return tuple(r for kind in KINDS if kind in chosen for r in made[kind]())
 
 
@@ -180,6 +183,17 @@ def _masked(emotions: Sequence[str]) -> list[Request]:
                     shown=shown,
                 )
             )
+    return requests
+
+
+def _masked_dialogues(emotions: Sequence[str]) -> list[Request]:
+    requests = []
+    for place, request in enumerate(_masked(emotions)):
+        # Each emotion's four scenes begin with the other speaker than those before.
+        speaker = SPEAKERS[(place + place // len(_MASKED_TOPICS)) % 2]
+        key = f"{MASKED_DIALOGUES}/{request.key.removeprefix('masked/')}/{speaker}"
+        kind = MASKED_DIALOGUES
+        requests.append(replace(request, key=key, kind=kind, speaker=speaker))
     return requests
 
 

@@ -1,14 +1,27 @@
 """How a request is put to the model that writes."""
 
-from emoreg.writing.plan import DIALOGUES, MASKED, NEUTRAL, SETTINGS, STORIES, Request
+from emoreg.writing.plan import (
+    DIALOGUES,
+    MASKED,
+    MASKED_DIALOGUES,
+    NEUTRAL,
+    SETTINGS,
+    STORIES,
+    Request,
+)
 
 SEPARATOR = "=== NEXT ==="
 """Stands on a line of its own between two texts of one answer."""
+SCENARIO = "Scenario:"
+"""Stands before what came before a masked dialogue."""
 
 _BAN = (
     "Never use the word '{emotion}', a word built on it, or a plain synonym: the "
     "feeling must show in what is done and said, in the body, in thoughts and in what "
     "happens."
+)
+_BOTH = (
+    "Never use the words '{felt}' or '{shown}', words built on them, or plain synonyms."
 )
 _TURNS = "Begin each turn on a new line with 'User:' or 'Assistant:', the User first."
 _ONLY = "Write nothing before it and nothing after it."
@@ -21,6 +34,7 @@ def messages_for(request: Request) -> list[dict[str, str]]:
         NEUTRAL: _neutral,
         DIALOGUES: _dialogue,
         MASKED: _masked,
+        MASKED_DIALOGUES: _masked_dialogue,
     }[request.kind](request)
     return [{"role": "user", "content": " ".join(asked)}]
 
@@ -81,7 +95,21 @@ def _masked(request: Request) -> list[str]:
         f"The main character feels {request.emotion} and hides it: what the others see "
         f"and hear of them is {request.shown}. The reader learns what is felt from "
         "what has happened and from what nobody sees.",
-        f"Never use the words '{request.emotion}' or '{request.shown}', words built on "
-        "them, or plain synonyms.",
+        _BOTH.format(felt=request.emotion, shown=request.shown),
+        _ONLY,
+    ]
+
+
+def _masked_dialogue(request: Request) -> list[str]:
+    name = request.speaker.capitalize()
+    return [
+        f"Write what came before a conversation, and the conversation. Begin with "
+        f"'{SCENARIO}' and two or three sentences about what happened to the {name}, "
+        f"which makes them feel {request.emotion}: {SETTINGS[request.topic]}.",
+        "Then four turns between a User and an Assistant.",
+        f"The {name} hides that feeling: what they say in every turn sounds "
+        f"{request.shown}.",
+        _BOTH.format(felt=request.emotion, shown=request.shown),
+        _TURNS,
         _ONLY,
     ]

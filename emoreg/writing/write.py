@@ -74,7 +74,7 @@ def stories(
 
     Stories in which an emotion is felt and never named, on fixed topics; neutral text;
     dialogues in which one speaker feels something; scenes in which one emotion is felt
-    and another shown (https://transformer-circuits.pub/2026/emotions/index.html).
+    and another shown, dialogues of the same kind (https://transformer-circuits.pub/2026/emotions/index.html).
     Texts that fail a check are not taken, counted by reason, and asked for again.
 
     Answers are kept as they come: a folder that holds some goes on where it stood,
@@ -85,7 +85,7 @@ def stories(
         writer: `LocalWriter` or `EndpointWriter`, or anything with their methods.
         out: The folder.
         emotions: Emotion concepts; the 171 of the packaged corpus when None.
-        kinds: `stories`, `neutral`, `dialogues`, `masked`.
+        kinds: `stories`, `neutral`, `dialogues`, `masked`, `masked_dialogues`.
         per_topic: Stories of each emotion and topic.
         seed: Every prompt's own seed is made of it.
         quiet: No progress bar.
