@@ -85,9 +85,8 @@ def deflection_vectors(
         corpus: Its masked texts and neutral ones of the `fit` split are used.
         vectors: Story vectors of the same model, which say where to read.
         by: Label the texts with what is felt, or with what is shown, for comparison.
-        source: Scenes, or dialogues as the paper has them: the scenario before them
-            says why something is felt, and the words of who hides it are read.
-            `emoreg stories --kinds masked_dialogues` writes them.
+        source: Scenes, or dialogues (of `emoreg stories`): a scenario says why
+            something is felt, and the words of who hides it are read, as in the paper.
         emotions: Which to fit; all with two texts or more when None.
         denoise: Share of neutral variance that is taken out first. With 0 most of what
             is left lies in those components, which the story vectors do not have.
@@ -102,9 +101,9 @@ def deflection_vectors(
         d_model=d_model(model), num_layers=num_layers(model), name=model_name(model)
     )
     layers, what = vectors.layers, f"masked texts, by what is {by},"
-    parts = (model, tokenizer, corpus, layers)
     labels = [row[by] for row in corpus.records(source, split="fit")]
     chosen = with_texts_enough(labels, emotions, what=what)
+    parts: Any = (model, tokenizer, corpus, layers)
     also: Any = {"source": source, "quiet": quiet, "store": store}
     texts = read_masked(*parts, split="fit", **also)
     neutral = neutral_space(*parts, variance=denoise, quiet=quiet)
