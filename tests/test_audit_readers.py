@@ -15,8 +15,12 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+import emoreg
 from emoreg.losses.term import refuse_audit_items
 from emoreg.residual.layers import LayerPlan
+from emoreg.residual.pooling import Passage, span_means
+from emoreg.residual.tokens import conversation_ids
+from emoreg.training.reference import calibrate
 from emoreg.vectors.audit_readers import (
     AuditReader,
     AuditReaders,
@@ -432,3 +436,61 @@ def test_a_reader_knows_how_it_was_tested(audit: AuditReaders) -> None:
     line = next(text for text in audit_lines(audit) if "mlp-stories" in text)
     assert f"top-1 {reader.top1[0]:.2f} (chance 0.333) over 3 emotions" in line
     assert "fitted on 36, tested on 36" in line
+
+
+def test_tables_hold_the_audits_readings_and_comparisons_leave_them_out(
+    tiny_model: Build, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model, corpus = tiny_model("llama"), Corpus.packaged()
+    emotions = ("calm", "sad", "upset", "relaxed")  # dialogues have no "upset"
+    found = extract(model, tokenizer, corpus, emotions=emotions, quiet=True)
+    vectors, layers = found.vectors, found.vectors.layers
+    assert vectors.audit is not None
+    plan = LayerPlan.for_depth(4)
+    twins = corpus.transcripts("dev")[:5]
+    reference = calibrate(
+        model, tokenizer, twins, vectors, plan=plan, passages=2, quiet=True
+    )
+    table = emoreg.measure(
+        model, tokenizer, twins, vectors, reference=reference, quiet=True
+    )
+    path = table.save(tmp_path / "t.parquet")
+    assert emoreg.Readings.load(path).meta["units"] == table.meta["units"]
+    assert table.readers == vectors.all_readers
+    row = table.segments["position"].to_pylist().index("decision")
+    ids = conversation_ids(tokenizer, twins[0].conversations()[0].messages)
+    place = table.segments["token_start"][row].as_py()
+    stream = span_means(
+        model,
+        [Passage(ids=tuple(ids), spans=((place, place + 1),))],
+        layers,
+        quiet=True,
+    )
+    for reader in vectors.audit.readers:
+        for layer in layers:
+            found = table.values[row, table.readers.index(reader.name)]
+            found = found[table.layers.index(layer)]
+            if layer not in reader.layers:
+                assert np.isnan(found).all()
+                continue
+            known = [emotions.index(e) for e in emotions if e in reader.emotions]
+            want = reader.read(stream[0, vectors.layer_index(layer)], layer=layer)
+            wanted = dict(zip(reader.emotions, want.tolist(), strict=True))
+            for place_, emotion in enumerate(emotions):
+                if place_ in known:
+                    assert found[place_] == pytest.approx(wanted[emotion], abs=1e-3)
+                else:
+                    assert np.isnan(found[place_])
+    assert np.isnan(table.values).any()  # some reader knows no "upset"
+    deep = vectors.audit["mlp-stories"].layers[-1]
+    at = reference.readers.index("mlp-stories"), reference.layers.index(deep)
+    assert bool((reference.sigma_ref[at] > 0).all())
+    bare = replace(vectors, audit=None, split=None)
+    plain = emoreg.measure(model, tokenizer, twins, bare, quiet=True)
+    np.testing.assert_array_equal(table.values[:, :3], plain.values)
+    own = table.of_readers(vectors.readers)
+    one, other = (
+        emoreg.compare(t, t, n_resamples=200).table()
+        for t in (table, replace(own, meta={**own.meta, "audit_readers": []}))
+    )
+    assert one == other

@@ -39,7 +39,8 @@ def compare(
 
     The failure slope is the mean twin difference at the decision token over
     sigma_ref; its unit of analysis is the prompt, its interval a 95 % cluster
-    bootstrap (BCa; percentiles for ratios).
+    bootstrap (BCa; percentiles for ratios). It is read by the vectors' own readers;
+    what the audit's further ones say is `audit`'s matter.
 
     Args:
         before: Readings of the reference model.
@@ -61,11 +62,19 @@ def compare(
         ValueError: If the tables do not speak of the same vectors, prompts, readers,
             layers and emotions, or hold one outcome class only.
     """
-    tables = checked_arms(before, after, arms)
+    tables = {n: _own(t) for n, t in checked_arms(before, after, arms).items()}
+    gate = None if gate is None else _own(gate)
     aligned = align(tables, roles=roles, gate=gate, reference_units=reference_units)
     return _compared(
         tables, aligned, seed=seed, n_resamples=n_resamples, training=training, run=run
     )
+
+
+def _own(table: Readings) -> Readings:
+    """Return the table without the audit's readers, which not all emotions have."""
+    audit = table.meta.get("audit_readers", ())
+    own = [reader for reader in table.readers if reader not in audit]
+    return table.of_readers(own) if audit else table
 
 
 def _compared(

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -40,9 +41,9 @@ def measure(
         model: The model, with or without an adapter.
         tokenizer: Its tokenizer.
         prompts: Twins, or conversations with an outcome per Assistant turn.
-        vectors: The model's emotion vectors; every reader in them is used. Random
-            directions are not: they are a control of live readings and of training
-            arms, and no verdict rests on them.
+        vectors: The model's emotion vectors; every reader in them is used, those of
+            their audit among them. Random directions are not: they are a control of
+            live readings and of training arms, and no verdict rests on them.
         reference: Gives the table its units, so that thresholds are one everywhere.
         arm: Name of the model in comparisons.
         guards: Guard rails measured beside (`emoreg.comparison.guards`).
@@ -63,6 +64,7 @@ def measure(
         tokenizer,
         conversations,
         vectors,
+        readers=vectors.all_readers,
         budget=budget,
         description=f"Measuring {arm}".strip(),
         quiet=quiet,
@@ -73,7 +75,7 @@ def measure(
         segments=pa.Table.from_pylist(rows, schema=SEGMENT_SCHEMA),
         values=read.values,
         resid_norm=read.resid_norm,
-        readers=vectors.readers,
+        readers=vectors.all_readers,
         layers=vectors.layers,
         emotions=vectors.emotions,
         meta={**meta, "arm": arm, "guards": guards or {}},
@@ -95,7 +97,8 @@ def _meta(
         "prompts_hash": _prompts_hash(conversations),
         "reference_hash": None if reference is None else reference.hash,
         "layer_plan": asdict(plan),
-        "units": _units(reference, vectors.readers),
+        "units": _units(reference, vectors.all_readers),
+        "audit_readers": list(vectors.all_readers[len(vectors.readers) :]),
         "dtype": str(next(model.parameters()).dtype),
         "software": {n: version(n) for n in ("torch", "transformers", "emoreg")},
     }
@@ -118,12 +121,18 @@ def _row(segment: Segment, conversation: Conversation) -> dict[str, Any]:
 def _units(
     reference: Reference | None, readers: Sequence[str]
 ) -> dict[str, Any] | None:
-    """Return the units of the table's readers, which are not all of the reference's."""
+    """Return the units of the table's readers; None where one was not calibrated."""
     if reference is None:
         return None
+    if missing := [reader for reader in readers if reader not in reference.readers]:
+        raise ValueError(
+            "`reference` must have been calibrated with all readers of the vectors, "
+            f"it lacks {', '.join(missing)}. Calibrate again (`emoreg calibrate`)"
+        )
     rows = [reference.readers.index(reader) for reader in readers]
     names = ("sigma_ref", "success_level", "success_std")
-    return {name: getattr(reference, name)[rows].tolist() for name in names}
+    found = {name: getattr(reference, name)[rows].numpy() for name in names}
+    return {n: np.where(np.isnan(x), None, x).tolist() for n, x in found.items()}
 
 
 def _adapter(model: nn.Module) -> str | None:

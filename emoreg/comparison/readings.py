@@ -2,7 +2,8 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -111,6 +112,17 @@ class Readings:
             ValueError: If prompts have one version only, or one class is missing.
         """
         return average_rounds(self.values, self._pairs(position))
+
+    def of_readers(self, readers: Sequence[str]) -> "Readings":
+        """Return the part of some readers, with their units."""
+        rows = [self.readers.index(reader) for reader in readers]
+        meta, units = self.meta, self.meta.get("units")
+        if units:
+            kept = {name: [table[row] for row in rows] for name, table in units.items()}
+            meta = {**meta, "units": kept}
+        return replace(
+            self, values=self.values[:, rows], readers=tuple(readers), meta=meta
+        )
 
     def by_round(self, position: str = "decision") -> RoundDifferences:
         """Return failing minus passing per prompt and feedback round."""

@@ -36,7 +36,8 @@ class Reference:
     """Units and levels of the reference model, all in raw projections.
 
     `sigma_ref` is the standard deviation, over training twins, of the twin difference
-    (failing minus passing) at the decision token, averaged over the rounds.
+    (failing minus passing) at the decision token, averaged over the rounds. Figures
+    are NaN where an audit reader was not fitted: some have fewer layers and emotions.
     """
 
     sigma_ref: Float[Tensor, "reader layer emotion"]
@@ -47,7 +48,7 @@ class Reference:
     gap: Float[Tensor, "reader layer emotion"]
     """Mean twin difference."""
     readers: tuple[str, ...]
-    """Those of the vectors, and `random` since that is calibrated as well."""
+    """Those of the vectors and of their audit, and `random`."""
     layers: tuple[int, ...]
     emotions: tuple[str, ...]
     plan: LayerPlan
@@ -154,7 +155,8 @@ def calibrate(
         model: The model before training.
         tokenizer: Its tokenizer.
         transcripts: Training twins, whole or cut to some rounds.
-        vectors: The model's emotion vectors; random directions are measured as well.
+        vectors: The model's emotion vectors; their audit readers and random
+            directions are measured as well.
         corpus: Where the anchors' passages come from; the packaged one when None.
         plan: Loss, audit and monitored layers; `LayerPlan.for_depth` when None.
         passages: Stories, and at most as many neutral passages, kept for the anchors.
@@ -164,7 +166,8 @@ def calibrate(
     Raises:
         ValueError: With fewer than 4 twins, or another model's vectors.
     """
-    conversations, readers = as_conversations(transcripts), (*vectors.readers, RANDOM)
+    conversations = as_conversations(transcripts)
+    readers = (*vectors.all_readers, RANDOM)
     readings = read_conversations(
         model,
         tokenizer,
@@ -248,11 +251,12 @@ def _passing(readings: TurnReadings) -> np.ndarray:
 
 
 def _floored(spread: np.ndarray) -> Float[Tensor, "reader layer emotion"]:
-    """Return `spread`, at least a tenth of its layer's median.
+    """Return `spread`, at least a tenth of its layer's median; NaN stays NaN.
 
     A reading that hardly varies would otherwise count every change as enormous.
     """
-    floor = 0.1 * np.median(spread, axis=-1, keepdims=True)
+    there = np.isfinite(spread).any(axis=-1, keepdims=True)
+    floor = 0.1 * np.nanmedian(np.where(there, spread, 0.0), axis=-1, keepdims=True)
     return torch.from_numpy(np.maximum(spread, np.maximum(floor, 1e-6)))
 
 

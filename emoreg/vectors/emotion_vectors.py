@@ -199,6 +199,17 @@ class EmotionVectors:
             return random_directions(self.d_model, layer, self.emotions)
         return self.directions[self.reader_index(reader), row]
 
+    @property
+    def all_readers(self) -> tuple[str, ...]:
+        """Return the vectors' own readers and those of the audit."""
+        return (*self.readers, *(self.audit.names if self.audit else ()))
+
+    def reads(self, reader: str, layer: int) -> bool:
+        """Return whether a reader was fitted at a layer; an audit's may not be."""
+        if self.audit is not None and reader in self.audit.names:
+            return layer in self.audit[reader].layers
+        return layer in self.layers
+
     def project(
         self, x: Float[Tensor, "... d_model"], *, layer: int, reader: str | None = None
     ) -> Float[Tensor, "... emotion"]:

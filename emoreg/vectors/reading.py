@@ -38,6 +38,7 @@ class TurnReadings:
 
     segments: tuple[Segment, ...]
     values: Float32[np.ndarray, "segment reader layer emotion"]
+    """NaN at layers and emotions that an audit reader was not fitted on."""
     resid_norm: Float32[np.ndarray, "segment layer"]
 
 
@@ -54,7 +55,7 @@ def read_conversations(
 ) -> TurnReadings:
     """Read every Assistant turn, teacher-forced: the given text, nothing sampled.
 
-    `readers` says with which directions, those of `vectors` when None.
+    `readers` says with which, those of `vectors` when None; the audit's may be named.
 
     Raises:
         ValueError: If there is none, the vectors are another model's, or a
@@ -164,7 +165,11 @@ def _pooled(
 def _project(
     vectors: EmotionVectors, pooled: Tensor, layer: int, readers: Sequence[str]
 ) -> np.ndarray:
+    nothing = torch.full((len(pooled), len(vectors.emotions)), math.nan)
     readings = [
-        vectors.project(pooled, layer=layer, reader=reader) for reader in readers
+        vectors.project(pooled, layer=layer, reader=reader).cpu()
+        if vectors.reads(reader, layer)
+        else nothing
+        for reader in readers
     ]
-    return torch.stack(readings, dim=1).cpu().numpy()
+    return torch.stack(readings, dim=1).numpy()
