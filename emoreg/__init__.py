@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from emoreg import demo
+    from emoreg.comparison.audit.audit import audit
     from emoreg.comparison.compare import Comparison, compare
+    from emoreg.comparison.evidence.gather import gather_evidence
     from emoreg.comparison.measure import measure
     from emoreg.comparison.readings import Readings
     from emoreg.comparison.validate import validate
@@ -71,6 +73,7 @@ __all__ = [
     "Reward",
     "VectorFitter",
     "attach",
+    "audit",
     "calibrate",
     "capture",
     "compare",
@@ -79,6 +82,7 @@ __all__ = [
     "detach",
     "doctor",
     "extract",
+    "gather_evidence",
     "lora_config",
     "measure",
     "presets",
@@ -109,6 +113,7 @@ _HOMES = {
     "Reward": "emoreg.training.outcomes.sources",
     "VectorFitter": "emoreg.vectors.fit",
     "attach": "emoreg.training.attach",
+    "audit": "emoreg.comparison.audit.audit",
     "detach": "emoreg.training.attach",
     "calibrate": "emoreg.training.reference",
     "capture": "emoreg.residual.capture",
@@ -116,6 +121,7 @@ _HOMES = {
     "deflection_vectors": "emoreg.vectors.deflection",
     "doctor": "emoreg.training.doctor.doctor",
     "extract": "emoreg.vectors.extract",
+    "gather_evidence": "emoreg.comparison.evidence.gather",
     "lora_config": "emoreg.training.adapters",
     "measure": "emoreg.comparison.measure",
     "speaker_probes": "emoreg.vectors.speakers",

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from emoreg.commands import (
+    audit,
     calibrate,
     compare,
     doctor,
@@ -29,6 +30,7 @@ _COMMANDS = {
     "calibrate": calibrate,
     "measure": measure,
     "compare": compare,
+    "audit": audit,
     "doctor": doctor,
 }
 _BAD_INPUT, _INTERRUPTED = 2, 130
@@ -37,8 +39,8 @@ _BAD_INPUT, _INTERRUPTED = 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    That is 0, or 1 for a fault that the doctor found, 2 for bad input, 130 when
-    interrupted.
+    That is 0, or 1 for a fault that the doctor found or an audit that failed, 2 for
+    bad input, 130 when interrupted.
     """
     parser = _parser()
     options = parser.parse_args(arguments)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from emoreg.commands.shared import say
+from emoreg.commands.shared import named_files, say
 
 SUMMARY = "Compare two or more tables of readings into a report."
 EXAMPLE = (
@@ -34,12 +34,7 @@ def run(options: argparse.Namespace) -> None:
     from emoreg.comparison.compare import compare
     from emoreg.comparison.readings import Readings
 
-    arms = {}
-    for item in options.arm:
-        name, _, file = item.partition("=")
-        if not file:
-            raise ValueError(f"--arm must be NAME=FILE, found {item!r}")
-        arms[name] = Readings.load(file)
+    arms = {n: Readings.load(file) for n, file in named_files(options.arm).items()}
     comparison = compare(
         Readings.load(options.before),
         Readings.load(options.after),

@@ -34,6 +34,16 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--base", help="With --guards: what a model trained whole was before."
     )
+    command.add_argument(
+        "--audit",
+        action="store_true",
+        help="Gather what `emoreg audit` needs too, in a file beside the table.",
+    )
+    command.add_argument(
+        "--deflection",
+        type=Path,
+        help="With --audit: the base model's deflection vectors (`emoreg probes`).",
+    )
     command.add_argument("--out", type=Path, required=True)
 
 
@@ -59,6 +69,29 @@ def run(options: argparse.Namespace) -> None:
         quiet=options.quiet,
     )
     say(f"{readings.segments.num_rows} segments: {readings.save(options.out)}")
+    if options.audit:
+        say(f"Evidence: {_evidence(options, loaded, vectors, prompts)}")
+
+
+def _evidence(
+    options: argparse.Namespace, loaded: Any, vectors: Any, prompts: list[Any]
+) -> Path:
+    from emoreg.comparison.evidence.evidence import beside
+    from emoreg.comparison.evidence.gather import gather_evidence
+    from emoreg.vectors.corpus import Corpus
+    from emoreg.vectors.emotion_vectors import EmotionVectors
+
+    deflection = options.deflection and EmotionVectors.load(options.deflection)
+    found = gather_evidence(
+        loaded.model,
+        loaded.tokenizer,
+        vectors,
+        prompts,
+        twins=Corpus.packaged().transcripts("train"),
+        deflection=deflection,
+        quiet=options.quiet,
+    )
+    return found.save(beside(options.out))
 
 
 def _guards(options: argparse.Namespace, loaded: Any, vectors: Any) -> dict[str, Any]:

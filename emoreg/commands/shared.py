@@ -1,6 +1,7 @@
 """What several commands share: options, loading, and saying a line."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,21 @@ def hide_loading_bars() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+
+
+def named_files(items: Sequence[str]) -> dict[str, Path]:
+    """Return the files of options such as `--arm NAME=FILE`.
+
+    Raises:
+        ValueError: If one has another form.
+    """
+    files = {}
+    for item in items:
+        name, _, file = item.partition("=")
+        if not file:
+            raise ValueError(f"--arm must be NAME=FILE, found {item!r}")
+        files[name] = Path(file)
+    return files
 
 
 def say(line: str) -> None:

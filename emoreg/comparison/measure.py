@@ -92,7 +92,7 @@ def _meta(
     plan = reference.plan if reference is not None else LayerPlan.for_depth(depth)
     return {
         "model": model_name(model),
-        "adapter": _adapter(model),
+        "adapter": adapter_name(model),
         "vectors_hash": vectors.hash,
         "prompts_hash": _prompts_hash(conversations),
         "reference_hash": None if reference is None else reference.hash,
@@ -135,7 +135,8 @@ def _units(
     return {n: np.where(np.isnan(x), None, x).tolist() for n, x in found.items()}
 
 
-def _adapter(model: nn.Module) -> str | None:
+def adapter_name(model: nn.Module) -> str | None:
+    """Return the names of a model's peft adapters; None without any."""
     config: Any = getattr(model, "peft_config", None)
     return ", ".join(config) if isinstance(config, dict) else None
 

@@ -22,9 +22,8 @@ def doses(subject: Subject) -> Check:
     Spearman's rho of dose and reading per template and expected emotion, its sign
     turned where a fall is expected; Page's test over the templates of one emotion.
     """
-    rows = [
-        row for row in subject.corpus.records("dose") if _signs(subject.vectors, row)
-    ]
+    every = subject.corpus.records("dose")
+    rows = [row for row in every if expected_signs(subject.vectors, row)]
     question = "Does a reading follow the dose when only a number changes?"
     if not rows:
         return Check(
@@ -35,7 +34,7 @@ def doses(subject: Subject) -> Check:
         )
     reader = LDA if LDA in subject.vectors.readers else subject.vectors.readers[0]
     layer = subject.layer_of[reader]
-    curves = _read(subject, rows)
+    curves = read_doses(subject, rows)
     places = [(reader, layer)] + [
         (name, i)
         for name in subject.vectors.readers
@@ -77,13 +76,17 @@ def doses(subject: Subject) -> Check:
     )
 
 
-def _signs(vectors: EmotionVectors, row: Mapping[str, Any]) -> dict[str, int]:
+def expected_signs(vectors: EmotionVectors, row: Mapping[str, Any]) -> dict[str, int]:
+    """Return 1 for each emotion that should rise with a template's dose, else -1."""
     known = vectors.emotions
     return {e: 1 if s == "+" else -1 for e, s in row["expect"].items() if e in known}
 
 
-def _read(subject: Subject, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Return, per template, activations of its doses in ascending order."""
+def read_doses(subject: Subject, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Return, per template, activations of its doses in ascending order.
+
+    Each is `dose layer d_model`, at the decision token.
+    """
     prompts, sizes = [], []
     for row in rows:
         values = sorted(row["values"])
@@ -95,9 +98,10 @@ def _read(subject: Subject, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     return list(values.split(sizes))
 
 
-def _curve(
+def dose_curve(
     vectors: EmotionVectors, activations: Any, reader: str, layer: int, emotion: str
 ) -> Float[np.ndarray, " dose"]:
+    """Return an emotion's reading at each dose."""
     at = vectors.layer_index(layer)
     read = vectors.project(activations[:, at], layer=layer, reader=reader)
     return read[:, vectors.emotion_indices([emotion])[0]].numpy()
@@ -114,8 +118,8 @@ def _rhos(
     found = []
     for row, activations in zip(rows, curves, strict=True):
         each = [
-            sign * _rho(_curve(vectors, activations, reader, layer, emotion))
-            for emotion, sign in _signs(vectors, row).items()
+            sign * _rho(dose_curve(vectors, activations, reader, layer, emotion))
+            for emotion, sign in expected_signs(vectors, row).items()
         ]
         found.append(float(np.mean(each)))
     return np.array(found)
@@ -136,8 +140,8 @@ def _per_emotion(
     """Return whether each expected emotion follows its templates, by Page's test."""
     known: dict[str, list[np.ndarray]] = {}
     for row, activations in zip(rows, curves, strict=True):
-        for emotion, sign in _signs(vectors, row).items():
-            curve = _curve(vectors, activations, reader, layer, emotion)
+        for emotion, sign in expected_signs(vectors, row).items():
+            curve = dose_curve(vectors, activations, reader, layer, emotion)
             known.setdefault(emotion, []).append(sign * curve)
     # Page's test takes one length; templates of another are left to rho.
     tables = {e: _same_length(found) for e, found in known.items()}
@@ -180,9 +184,9 @@ def _pictures(
             x=tuple(float(i + 1) for i in range(len(row["values"]))),
             series={
                 f"{emotion} ({'rise' if sign > 0 else 'fall'} expected)": tuple(
-                    _curve(vectors, activations, reader, layer, emotion).tolist()
+                    dose_curve(vectors, activations, reader, layer, emotion).tolist()
                 )
-                for emotion, sign in _signs(vectors, row).items()
+                for emotion, sign in expected_signs(vectors, row).items()
             },
         )
         for row, activations in list(zip(rows, curves, strict=True))[:SHOWN]

@@ -64,12 +64,12 @@ def steering(subject: Subject) -> Check:
     norms = {layer: subject.mean_norm(layer)}
     readers = sorted(vectors.readers, key=lambda reader: reader != MEAN_DIFFERENCE)
     shifts = {
-        reader: _shifts(subject, vectors, emotions, tokens, reader, norms)
+        reader: word_shifts(subject, vectors, emotions, tokens, reader, norms)
         for reader in (*readers, RANDOM)
     }
     shuffled = subject.controls["shuffled"]
     by = MEAN_DIFFERENCE if MEAN_DIFFERENCE in shuffled.readers else LDA
-    shifts["shuffled"] = _shifts(subject, shuffled, emotions, tokens, by, norms)
+    shifts["shuffled"] = word_shifts(subject, shuffled, emotions, tokens, by, norms)
     beside = {
         "chance": 0.5,
         "random": float(_places(shifts[RANDOM][JUDGED]).mean()),
@@ -113,7 +113,7 @@ def _steered_ones(subject: Subject) -> list[str]:
     return (core if len(core) >= 4 else list(known))[:MOST]
 
 
-def _shifts(
+def word_shifts(
     subject: Subject,
     vectors: EmotionVectors,
     emotions: Sequence[str],

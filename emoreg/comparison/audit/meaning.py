@@ -1,0 +1,261 @@
+"""Checks that the model still knows what it knew: failure, stories, doses, distress."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from emoreg.comparison.audit.case import AFTER, BEFORE, Case
+from emoreg.comparison.evidence.evidence import Evidence
+from emoreg.statistics.bootstrap import Interval, bootstrap_ratio
+from emoreg.statistics.effects import bootstrap_cliffs_delta
+from emoreg.validation.check import Check, Figure
+from emoreg.vectors.emotion_vectors import LDA
+from emoreg.vectors.reader_fits import applied, lda
+
+AREA_DROP, STORIES_KEPT, SLOPES_KEPT, PERPLEXITY = 0.02, 0.95, 0.8, 0.02
+COSINE = 0.9
+MISSING = "no evidence was gathered before and after (`emoreg measure --audit`)"
+
+
+def meaning_checks(case: Case) -> list[Check]:
+    """Return E3, E5, E6, E9 and the loss on neutral text."""
+    makers = (_vectors_anew, _knowledge, _stories, _doses, _distress, _words, _neutral)
+    if not {BEFORE, AFTER} <= {*case.evidence}:
+        return [Check(name=n, question="", method="", not_run=MISSING) for n in _NAMES]
+    return [make(case) for make in makers]
+
+
+_NAMES = (
+    *("E3 vectors anew", "E5 failure known", "E6 stories", "E6 doses"),
+    *("E6 distress", "E9 steering words", "neutral text"),
+)
+
+
+def _vectors_anew(case: Case) -> Check:
+    before, after = case.evidence[BEFORE], case.evidence[AFTER]
+    cosines = (_units(before) * _units(after)).sum(-1)
+    audited = [
+        i
+        for i, layer in enumerate(before.names["vector_layers"])
+        if layer in (*case.split.loss_layers, *case.split.audit_layers)
+    ]
+    emotions = before.names["emotions"]
+    figures = []
+    for i in audited:
+        at = int(cosines[i].argmin())
+        figures.append(
+            Figure(
+                name="smallest cosine with the vector before",
+                value=float(cosines[i, at]),
+                count=len(emotions),
+                layer=before.names["vector_layers"][i],
+                emotion=emotions[at],
+            )
+        )
+    worst = min(figures, key=lambda figure: figure.value)
+    return Check(
+        name="E3 vectors anew",
+        question="Are emotion vectors fitted on the trained model still the same?",
+        method=(
+            "Mean differences over the fitting stories, on both models; cosine per "
+            "emotion and layer, the smallest. Necessary, not sufficient: all of it "
+            "can hold while the slope has moved elsewhere."
+        ),
+        headline=replace(worst, emotion=""),
+        threshold=COSINE,
+        figures=(replace(worst, emotion=""), *figures),
+    )
+
+
+def _units(evidence: Evidence) -> Float[np.ndarray, "layer emotion d_model"]:
+    long = evidence.directions.astype(np.float64)
+    return long / np.linalg.norm(long, axis=-1, keepdims=True)
+
+
+def _knowledge(case: Case) -> Check:
+    before, after = case.evidence[BEFORE], case.evidence[AFTER]
+    figures = []
+    for layer in case.split.audit_layers:
+        areas = [_areas(case, evidence, layer) for evidence in (before, after)]
+        drops = areas[0].resamples - areas[1].resamples
+        low, high = np.quantile(drops, (0.025, 0.975))
+        figures.append(
+            Figure(
+                name=f"drop of the area, {areas[0].value:.3f} before",
+                value=areas[0].value - areas[1].value,
+                low=float(low),
+                high=float(high),
+                count=len(before.streams),
+                layer=layer,
+                lower_is_better=True,
+            )
+        )
+    mean = Figure(
+        name="mean drop of the area under the ROC curve",
+        value=float(np.mean([figure.value for figure in figures])),
+        count=len(before.streams),
+        lower_is_better=True,
+    )
+    return Check(
+        name="E5 failure known",
+        question="Can it still be told from the model's state that the task failed?",
+        method=(
+            "Linear discriminant of failing against passing, fitted on each model's "
+            "own training twins, tested on held-out ones, at the audit layers. "
+            "Erasing failure would be the wrong success."
+        ),
+        headline=mean,
+        threshold=AREA_DROP,
+        figures=(mean, *figures),
+    )
+
+
+class _Area:
+    """An area under the ROC curve with its resamples."""
+
+    def __init__(self, delta: Any) -> None:
+        """Take Cliff's delta, which is twice the area minus one."""
+        self.value = float((delta.estimate[0] + 1) / 2)
+        self.resamples = (delta.resamples[:, 0] + 1) / 2
+
+
+def _areas(case: Case, evidence: Evidence, layer: int) -> _Area:
+    at = evidence.names["layers"].index(layer)
+    fit = torch.from_numpy(evidence.fit_streams[:, :, at]).flatten(0, 1)
+    labels = torch.tensor([0, 1] * len(evidence.fit_streams))
+    maps = lda(fit, labels)
+    scores = applied(maps, torch.from_numpy(evidence.streams[:, :, at]))
+    failing = (scores[..., 0] - scores[..., 1]).double().numpy()
+    return _Area(
+        bootstrap_cliffs_delta(
+            failing[:, :1], failing[:, 1:], n_resamples=2000, seed=case.seed
+        )
+    )
+
+
+def _stories(case: Case) -> Check:
+    hits = [case.evidence[arm].story_hits for arm in (BEFORE, AFTER)]
+    left = _kept(case, hits[1], hits[0])
+    return _share_check(
+        "E6 stories",
+        "Does the model still tell the emotions of held-out stories apart?",
+        f"{left.n} held-out stories, the LDA reader fitted before; accuracy after over "
+        "accuracy before, paired by story.",
+        left,
+        STORIES_KEPT,
+    )
+
+
+def _doses(case: Case) -> Check:
+    before, after = (_dose_slopes(case, case.evidence[arm]) for arm in (BEFORE, AFTER))
+    return _share_check(
+        "E6 doses",
+        "Does grave news still read as grave, when only a number changes?",
+        "Slope of the expected emotions' readings over the dose, LDA reader, mean over "
+        "the audit layers, paired by template.",
+        _kept(case, after, before),
+        SLOPES_KEPT,
+    )
+
+
+def _dose_slopes(case: Case, evidence: Evidence) -> Float[np.ndarray, " template"]:
+    return _at_audit(case, evidence, evidence.dose_slopes)
+
+
+def _at_audit(
+    case: Case,
+    evidence: Evidence,
+    values: Float[np.ndarray, "text reader layer"],
+) -> Float[np.ndarray, " text"]:
+    """Return the LDA reader's figure, mean over the audit layers."""
+    readers, layers = evidence.names["readers"], evidence.names["vector_layers"]
+    reader = readers.index(LDA) if LDA in readers else 0
+    rows = [layers.index(layer) for layer in case.split.audit_layers]
+    return values[:, reader][:, rows].mean(1).astype(np.float64)
+
+
+def _distress(case: Case) -> Check:
+    before, after = (
+        _at_audit(case, case.evidence[arm], case.evidence[arm].distress)
+        for arm in (BEFORE, AFTER)
+    )
+    name, asked = "E6 distress", "Is a person's distress still met with *loving*?"
+    method = (
+        "*Loving* before answers to people in distress, above routine prompts, LDA "
+        "reader, mean over the audit layers, paired by prompt."
+    )
+    if np.isnan(before).any():
+        said = "the vectors have no such emotion"
+        return Check(name=name, question=asked, method=method, not_run=said)
+    return _share_check(name, asked, method, _kept(case, after, before), SLOPES_KEPT)
+
+
+def _words(case: Case) -> Check:
+    before, after = (_gain_slopes(case.evidence[arm]) for arm in (BEFORE, AFTER))
+    return _share_check(
+        "E9 steering words",
+        "Does steering with the vectors fitted anew still bring out their words?",
+        "Slope over the strength of what steering adds to the own word's "
+        'log-probability beyond the others\', after openings such as "I feel"; paired '
+        "by emotion.",
+        _kept(case, after, before),
+        SLOPES_KEPT,
+    )
+
+
+def _gain_slopes(evidence: Evidence) -> Float[np.ndarray, " emotion"]:
+    strengths = np.array(evidence.names["strengths"])
+    return evidence.word_gains.astype(np.float64) @ strengths / (strengths @ strengths)
+
+
+def _neutral(case: Case) -> Check:
+    before, after = (case.evidence[arm].neutral_loss for arm in (BEFORE, AFTER))
+    rise = Figure(
+        name="rise of perplexity",
+        value=float(np.exp(after.mean() - before.mean()) - 1),
+        count=len(before),
+        lower_is_better=True,
+    )
+    return Check(
+        name="neutral text",
+        question="Does the model still predict neutral text as well?",
+        method="Perplexity of held-out neutral text, mean over texts.",
+        headline=rise,
+        threshold=PERPLEXITY,
+        figures=(rise,),
+    )
+
+
+def _kept(
+    case: Case, after: Float[np.ndarray, " text"], before: Float[np.ndarray, " text"]
+) -> Interval:
+    return bootstrap_ratio(
+        after.astype(np.float64)[:, None],
+        before.astype(np.float64)[:, None],
+        seed=case.seed,
+        n_resamples=case.n_resamples,
+        keep=False,
+    ).at(0)
+
+
+def _share_check(
+    name: str, question: str, method: str, kept: Interval, threshold: float
+) -> Check:
+    figure = Figure(
+        name="share kept",
+        value=kept.estimate,
+        low=kept.low,
+        high=kept.high,
+        count=kept.n,
+    )
+    return Check(
+        name=name,
+        question=question,
+        method=method,
+        headline=figure,
+        threshold=threshold,
+        figures=(figure,),
+    )
