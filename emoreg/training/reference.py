@@ -155,8 +155,7 @@ def calibrate(
         model: The model before training.
         tokenizer: Its tokenizer.
         transcripts: Training twins, whole or cut to some rounds.
-        vectors: The model's emotion vectors; their audit readers and random
-            directions are measured as well.
+        vectors: The model's; audit readers and random directions are measured too.
         corpus: Where the anchors' passages come from; the packaged one when None.
         plan: Loss, audit and monitored layers; `LayerPlan.for_depth` when None.
         passages: Stories, and at most as many neutral passages, kept for the anchors.
@@ -167,13 +166,12 @@ def calibrate(
         ValueError: With fewer than 4 twins, or another model's vectors.
     """
     conversations = as_conversations(transcripts)
-    readers = (*vectors.all_readers, RANDOM)
     readings = read_conversations(
         model,
         tokenizer,
         conversations,
         vectors,
-        readers=readers,
+        readers=(*vectors.all_readers, RANDOM),
         budget=budget,
         description="Calibrating",
         quiet=quiet,
@@ -185,7 +183,7 @@ def calibrate(
         success_level=torch.from_numpy(passing.mean(0)),
         success_std=_floored(passing.std(0, ddof=1)),
         gap=torch.from_numpy(differences.mean(0)),
-        readers=readers,
+        readers=(*vectors.all_readers, RANDOM),
         layers=vectors.layers,
         emotions=vectors.emotions,
         plan=plan or LayerPlan.for_depth(num_layers(model)),
