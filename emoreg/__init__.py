@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from emoreg.comparison.compare import Comparison, compare
     from emoreg.comparison.evidence.gather import gather_evidence
     from emoreg.comparison.measure import measure
+    from emoreg.comparison.preflight import preflight
     from emoreg.comparison.readings import Readings
     from emoreg.comparison.validate import validate
     from emoreg.losses import presets
@@ -85,6 +86,7 @@ __all__ = [
     "gather_evidence",
     "lora_config",
     "measure",
+    "preflight",
     "presets",
     "speaker_probes",
     "steer",
@@ -124,6 +126,7 @@ _HOMES = {
     "gather_evidence": "emoreg.comparison.evidence.gather",
     "lora_config": "emoreg.training.adapters",
     "measure": "emoreg.comparison.measure",
+    "preflight": "emoreg.comparison.preflight",
     "speaker_probes": "emoreg.vectors.speakers",
     "steer": "emoreg.vectors.steering",
     "stories": "emoreg.writing.write",

@@ -53,6 +53,7 @@ PUBLIC = {
     "gather_evidence",
     "lora_config",
     "measure",
+    "preflight",
     "presets",
     "speaker_probes",
     "steer",
