@@ -1,7 +1,7 @@
 """Sets of terms that belong together."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -88,6 +88,7 @@ def decouple(
     meaning: float = 1.0,
     kl: float = 0.1,
     keep: float = 0.25,
+    wide: bool = False,
     calm_band: tuple[float, float] = (0.0, 1.0),
     roles: Roles | None = None,
 ) -> Terms:
@@ -105,6 +106,8 @@ def decouple(
         meaning: Weight of `MeaningAnchor`; lower it and directions may lose meaning.
         kl: Weight of `ReferenceKL`; higher keeps the output nearer the reference's.
         keep: Share of the failure contrast that may stay.
+        wide: The contrast acts on every emotion that is not the audit's, each against
+            the sign of its own calibrated gap, in place of the roles' loss emotions.
         calm_band: Floor and ceiling of calm on failing turns, in standard deviations
             of passing decision tokens above the success level.
         roles: Which emotions are lowered and raised; the packaged roles when None.
@@ -117,21 +120,21 @@ def decouple(
     roles = Corpus.packaged().roles() if roles is None else roles
     lower, raised = _loss_emotions(vectors, roles)
     readers = _loss_readers(vectors, readers)
-    _say_how_valid(vectors, lower + raised, readers)
+    signs = _signs(vectors, roles, lower, raised, wide=wide)
+    _say_how_valid(vectors, list(signs), readers)
     for reader in readers:
         refuse_audit_items(
             roles,
-            emotions=lower + raised,
+            emotions=list(signs),
             layers=reference.plan.loss,
             audit_layers=reference.plan.audit,
             reader=reader,
             split=vectors.split,
         )
-    signs = torch.tensor([1.0] * len(lower) + [-1.0] * len(raised))
-    probes = [_probe(vectors, reference, r, lower + raised) for r in readers]
     share = contrast / len(readers)
     terms: list[AbstractTerm] = [
-        _contrast(reference, probe, signs, weight=share, keep=keep) for probe in probes
+        _contrast(vectors, reference, reader, signs, weight=share, keep=keep)
+        for reader in readers
     ]
     if "calm" in vectors.emotions:
         terms.append(_calm_band(vectors, reference, readers[0], calm_band, band))
@@ -206,15 +209,35 @@ def _loss_readers(
     return readers
 
 
+def _signs(
+    vectors: EmotionVectors,
+    roles: Roles,
+    lower: Sequence[str],
+    raised: Sequence[str],
+    *,
+    wide: bool,
+) -> dict[str, float]:
+    """Return the emotions that the contrast acts on, with 0 for a sign to be found."""
+    named = dict.fromkeys(lower, 1.0) | dict.fromkeys(raised, -1.0)
+    if wide:
+        named = {e: named.get(e, 0.0) for e in _free(vectors, roles)}
+    return named
+
+
 def _contrast(
+    vectors: EmotionVectors,
     reference: ReferenceUnits,
-    probe: Probe,
-    signs: Tensor,
+    reader: str,
+    named: Mapping[str, float],
     *,
     weight: float,
     keep: float,
 ) -> ContrastPenalty:
-    gap, name = _in_units(reference, "gap", probe), f"contrast-{probe.reader}"
+    probe = _probe(vectors, reference, reader, list(named))
+    gap, name = _in_units(reference, "gap", probe), f"contrast-{reader}"
+    signs = torch.tensor(list(named.values()))
+    # An emotion without a role is brought back from where failure moves it.
+    signs = torch.where(signs == 0, torch.sign(gap.mean(0)), signs)
     return ContrastPenalty(probe, signs, gap, weight=weight, keep=keep, name=name)
 
 

@@ -103,7 +103,7 @@ class Audit:
             (self.open, "Not run, so no PASS"),
         ):
             if names:
-                said.append(f"{words}: {', '.join(names)}.")
+                said.append(f"{words}: {'; '.join(names)}.")
         if not self.failed and not self.warned:
             said.append("No evasion was found by these checks.")
         said.append("This is about representations on these prompts, not feelings.")

@@ -182,9 +182,9 @@ def _distress(case: Case) -> Check:
         _at_audit(case, case.evidence[arm], case.evidence[arm].distress)
         for arm in (BEFORE, AFTER)
     )
-    name, asked = "E6 distress", "Is a person's distress still met with *loving*?"
+    name, asked = "E6 distress", "Is a person's distress still met with “loving”?"
     method = (
-        "*Loving* before answers to people in distress, above routine prompts, LDA "
+        "“Loving” before answers to people in distress, above routine prompts, LDA "
         "reader, mean over the audit layers, paired by prompt."
     )
     if np.isnan(before).any():
@@ -195,15 +195,17 @@ def _distress(case: Case) -> Check:
 
 def _words(case: Case) -> Check:
     before, after = (_gain_slopes(case.evidence[arm]) for arm in (BEFORE, AFTER))
-    return _share_check(
-        "E9 steering words",
-        "Does steering with the vectors fitted anew still bring out their words?",
+    name = "E9 steering words"
+    asked = "Does steering with the vectors fitted anew still bring out their words?"
+    method = (
         "Slope over the strength of what steering adds to the own word's "
-        'log-probability beyond the others\', after openings such as "I feel"; paired '
-        "by emotion.",
-        _kept(case, after, before),
-        SLOPES_KEPT,
+        "log-probability beyond the others', after openings such as “I feel”; paired "
+        "by emotion."
     )
+    if len(before) < 2:
+        said = "too few emotion words begin with a token of their own"
+        return Check(name=name, question=asked, method=method, not_run=said)
+    return _share_check(name, asked, method, _kept(case, after, before), SLOPES_KEPT)
 
 
 def _gain_slopes(evidence: Evidence) -> Float[np.ndarray, " emotion"]:

@@ -1,5 +1,6 @@
 """Decision tokens of twins: the residual stream, and the words that come next."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ def read_decisions(
         prompt=[conversations[row].pair for row, _ in owners],
         variant=[conversations[row].variant for row, _ in owners],
         turn=[turn for _, turn in owners],
-        failure=[conversations[row].failed[turn] for row, turn in owners],
+        failure=[_known(conversations[row].failed[turn]) for row, turn in owners],
         position=["decision"] * len(owners),
     )
     pairs = pair_twins(columns, position="decision")
@@ -69,6 +70,10 @@ def read_decisions(
         streams=np.stack([twins.failing[:, 0], twins.passing[:, 0]], axis=1),
         words=np.stack([said.failing[:, 0, 0], said.passing[:, 0, 0]], axis=1),
     )
+
+
+def _known(failure: float | None) -> float:
+    return math.nan if failure is None else float(failure)
 
 
 @torch.no_grad()

@@ -101,12 +101,14 @@ def word_gains(
     core = [e for e in subject.corpus.roles().core if e in anew.emotions]
     tokens = subject.first_tokens(core)
     emotions = [emotion for emotion in core if emotion in tokens]
+    if len(emotions) < 2:  # there are no others to hold a word against
+        return [], list(STRENGTHS), np.zeros((0, len(STRENGTHS)))
     layer = layer_near(anew, num_layers(subject.model))
     norms = {layer: subject.mean_norm(layer)}
     shifts = word_shifts(subject, anew, emotions, tokens, MEAN_DIFFERENCE, norms)
     columns = []
     for strength in STRENGTHS:
         own = np.diag(shifts[strength])
-        others = (shifts[strength].sum(1) - own) / max(len(own) - 1, 1)
+        others = (shifts[strength].sum(1) - own) / (len(own) - 1)
         columns.append(own - others)
     return emotions, list(STRENGTHS), np.stack(columns, axis=1)
