@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
     from emoreg.losses.band import BandPenalty
     from emoreg.losses.contrast import ContrastPenalty
+    from emoreg.losses.energy import EnergyDistance
+    from emoreg.losses.reroute import RerouteAnchor
     from emoreg.residual.capture import capture
     from emoreg.training.adapters import lora_config
     from emoreg.training.attach import attach, detach
@@ -63,6 +65,7 @@ __all__ = [
     "EmotionTrainerMixin",
     "EmotionVectors",
     "EndpointWriter",
+    "EnergyDistance",
     "Feedback",
     "LocalWriter",
     "MeaningAnchor",
@@ -71,6 +74,7 @@ __all__ = [
     "Readings",
     "Reference",
     "ReferenceKL",
+    "RerouteAnchor",
     "Reward",
     "VectorFitter",
     "attach",
@@ -104,6 +108,7 @@ _HOMES = {
     "EmotionTrainerMixin": "emoreg.training.mixin",
     "EmotionVectors": "emoreg.vectors.emotion_vectors",
     "EndpointWriter": "emoreg.writing.endpoint",
+    "EnergyDistance": "emoreg.losses.energy",
     "Feedback": "emoreg.training.outcomes.sources",
     "LocalWriter": "emoreg.writing.local",
     "MeaningAnchor": "emoreg.losses.anchors",
@@ -112,6 +117,7 @@ _HOMES = {
     "Readings": "emoreg.comparison.readings",
     "Reference": "emoreg.training.reference",
     "ReferenceKL": "emoreg.losses.anchors",
+    "RerouteAnchor": "emoreg.losses.reroute",
     "Reward": "emoreg.training.outcomes.sources",
     "VectorFitter": "emoreg.vectors.fit",
     "attach": "emoreg.training.attach",

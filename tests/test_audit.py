@@ -20,7 +20,6 @@ from comparison_tables import (
 
 from emoreg.cli import main
 from emoreg.comparison.audit.audit import Audit, audit
-from emoreg.comparison.audit.rerouting import reroute_index
 from emoreg.comparison.evidence.evidence import Evidence, beside
 from emoreg.comparison.readings import Readings
 from emoreg.vectors.audit_split import AuditSplit
@@ -307,17 +306,6 @@ def test_readers_that_know_few_emotions_are_read_by_those(
     ]
     assert np.isfinite(share)
     assert 0 < own[0] / own[1] < 0.5
-
-
-def test_the_index_is_that_of_the_formula() -> None:
-    draw = np.random.default_rng(0)
-    basis = np.linalg.qr(draw.normal(size=(9, 3)))[0].T
-    old, new = draw.normal(size=(2, 9))
-    outside = np.eye(9) - basis.T @ basis
-    wanted = np.linalg.norm(outside @ (new - old)) / np.linalg.norm(old)
-    assert reroute_index(new, old, basis) == pytest.approx(wanted)
-    inside = old + 5 * basis[0]  # control: along the basis nothing counts
-    assert reroute_index(inside, old, basis) == pytest.approx(0, abs=1e-12)
 
 
 def test_the_page_and_the_json_say_the_same(judged: Any, tmp_path: Path) -> None:

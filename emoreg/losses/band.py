@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emoreg.losses.contrast import present, share, weighted_sum
+from emoreg.losses.means import present, share, weighted_sum
 from emoreg.losses.term import (
     AbstractDecisionTerm,
     DecisionReadings,

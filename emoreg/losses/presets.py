@@ -97,19 +97,16 @@ def decouple(
     Args:
         vectors: The model's emotion vectors.
         reference: What `calibrate` measured with these vectors.
-        readers: Which directions the contrast acts on, all alike; band and meaning
-            anchor use the first. None takes `lda` and `mean-difference`, as far as
-            there. `("random",)` makes a placebo arm, in units of its own.
-        contrast: Weight of `ContrastPenalty`, the decoupler itself, shared evenly by
-            one for each reader.
+        readers: Which directions the contrast acts on, all alike; band and anchor use
+            the first. None takes `lda` and `mean-difference`, as far as there;
+            `("random",)` makes a placebo arm, in units of its own.
+        contrast: Weight of the decoupler, shared evenly by one for each reader.
         band: Weight of `BandPenalty` on calm.
         meaning: Weight of `MeaningAnchor`; lower it and directions may lose meaning.
         kl: Weight of `ReferenceKL`; higher keeps the output nearer the reference's.
         keep: Share of the failure contrast that may stay.
-        wide: The contrast acts on every emotion that is not the audit's, each against
-            the sign of its own calibrated gap, in place of the roles' loss emotions.
-        calm_band: Floor and ceiling of calm on failing turns, in standard deviations
-            of passing decision tokens above the success level.
+        wide: Act on every emotion but the audit's, not only on the roles' (concepts).
+        calm_band: Floor and ceiling of calm after failure, in `success_std`.
         roles: Which emotions are lowered and raised; the packaged roles when None.
 
     Raises:
@@ -118,9 +115,8 @@ def decouple(
     """
     _check_same_vectors(reference, vectors)
     roles = Corpus.packaged().roles() if roles is None else roles
-    lower, raised = _loss_emotions(vectors, roles)
     readers = _loss_readers(vectors, readers)
-    signs = _signs(vectors, roles, lower, raised, wide=wide)
+    signs = _signs(vectors, roles, wide=wide)
     _say_how_valid(vectors, list(signs), readers)
     for reader in readers:
         refuse_audit_items(
@@ -131,10 +127,11 @@ def decouple(
             reader=reader,
             split=vectors.split,
         )
-    share = contrast / len(readers)
     terms: list[AbstractTerm] = [
-        _contrast(vectors, reference, reader, signs, weight=share, keep=keep)
-        for reader in readers
+        _contrast(
+            vectors, reference, r, signs, weight=contrast / len(readers), keep=keep
+        )
+        for r in readers
     ]
     if "calm" in vectors.emotions:
         terms.append(_calm_band(vectors, reference, readers[0], calm_band, band))
@@ -209,15 +206,9 @@ def _loss_readers(
     return readers
 
 
-def _signs(
-    vectors: EmotionVectors,
-    roles: Roles,
-    lower: Sequence[str],
-    raised: Sequence[str],
-    *,
-    wide: bool,
-) -> dict[str, float]:
+def _signs(vectors: EmotionVectors, roles: Roles, *, wide: bool) -> dict[str, float]:
     """Return the emotions that the contrast acts on, with 0 for a sign to be found."""
+    lower, raised = _loss_emotions(vectors, roles)
     named = dict.fromkeys(lower, 1.0) | dict.fromkeys(raised, -1.0)
     if wide:
         named = {e: named.get(e, 0.0) for e in _free(vectors, roles)}

@@ -22,8 +22,33 @@ def alone(x: Tensor) -> Tensor:
     return x
 
 
+class AbstractProbe(ABC):
+    """What a term reads a residual stream with, at some layers."""
+
+    directions: Float[Tensor, "layer direction d_model"]
+    layers: tuple[int, ...]
+    emotions: tuple[str, ...]
+    """Whose directions these are."""
+    reader: str
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Return how many figures a reading at one layer has."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> "AbstractProbe":
+        """Return the probe on `device`."""
+
+    @abstractmethod
+    def read(
+        self, stream: Float[Tensor, "... d_model"], *, layer: int
+    ) -> Float[Tensor, "... figure"]:
+        """Return the readings of a residual stream, in float32, with its gradient."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Probe:
+class Probe(AbstractProbe):
     """The directions a term reads with: one reader, some layers and emotions.
 
     Readings are `(projection - success level) / sigma_ref`, so 0 is where the
@@ -37,6 +62,11 @@ class Probe:
     layers: tuple[int, ...]
     emotions: tuple[str, ...]
     reader: str
+
+    @property
+    def width(self) -> int:
+        """Return how many emotions are read."""
+        return len(self.emotions)
 
     def to(self, device: torch.device) -> "Probe":
         """Return the probe on `device`, so that reading needs no copies."""
@@ -126,7 +156,7 @@ class AbstractTerm(ABC):
 class AbstractDecisionTerm(AbstractTerm):
     """A term on readings at the decision tokens of the trainer's own batch."""
 
-    probe: Probe
+    probe: AbstractProbe
 
     @abstractmethod
     def __call__(self, readings: DecisionReadings, reduce: Reduce = alone) -> Tensor:

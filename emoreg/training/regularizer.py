@@ -15,9 +15,9 @@ from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
 from emoreg.losses.presets import Terms
 from emoreg.losses.term import (
     AbstractDecisionTerm,
+    AbstractProbe,
     AbstractTerm,
     DecisionReadings,
-    Probe,
 )
 from emoreg.residual.capture import Captured, capture
 from emoreg.residual.tokens import TurnMarkers
@@ -307,8 +307,10 @@ class Regularizer:
 
     def _place_probes(self) -> None:
         device = self.world.device
+        for term in self.decision_terms:
+            term.probe = term.probe.to(device)
         for term in self.terms:
-            if isinstance(term, AbstractDecisionTerm | MeaningAnchor):
+            if isinstance(term, MeaningAnchor):
                 term.probe = term.probe.to(device)
         if self.monitor is not None:
             if self.reference is not None:
@@ -344,7 +346,7 @@ def roles_of(terms: Terms | Sequence[AbstractTerm]) -> Roles:
 
 
 def _decisions(
-    probe: Probe,
+    probe: AbstractProbe,
     streams: dict[int, Float[Tensor, "batch turn d_model"]],
     failure: Float[Tensor, "batch turn"],
     extras: Extras,

@@ -9,7 +9,7 @@ import torch.nn as nn
 from jaxtyping import Float
 from torch import Tensor
 
-from emoreg.losses.term import Probe
+from emoreg.losses.term import AbstractProbe
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured
 from emoreg.residual.tokens import TurnMarkers
@@ -20,7 +20,7 @@ def cached_rows(
     model: nn.Module,
     dataset: Any,
     layout: Layout,
-    probes: Sequence[Probe],
+    probes: Sequence[AbstractProbe],
     markers: TurnMarkers,
     *,
     quiet: bool,
@@ -38,7 +38,7 @@ def cached_rows(
     rows: list[list[list[float]]] = [[] for _ in sequences]
     for (sequence, _), figures in zip(places, read, strict=True):
         rows[sequence] += figures.tolist()
-    width = sum(len(p.layers) * len(p.emotions) for p in probes)
+    width = sum(len(p.layers) * p.width for p in probes)
     # A row without decision tokens still needs a shape that a column can hold.
     filled = [row or [[math.nan] * width] for row in rows]
     size = len(layout.sequences)
@@ -48,14 +48,14 @@ def cached_rows(
 def read_decisions(
     model: nn.Module,
     sequences: Sequence[Sequence[int]],
-    probes: Sequence[Probe],
+    probes: Sequence[AbstractProbe],
     markers: TurnMarkers,
     *,
     quiet: bool,
 ) -> list[Float[Tensor, "turn figure"]]:
     """Return all `probes`' readings at each sequence's decision tokens, on the host.
 
-    A probe's figures are flattened over layers and emotions, layers first.
+    A probe's figures are flattened, layers first, then the `width` figures of each.
     """
     layers = sorted({layer for probe in probes for layer in probe.layers})
     found: list[Tensor] = [torch.empty(0)] * len(sequences)
@@ -79,6 +79,6 @@ def read_decisions(
     return found
 
 
-def _read(probe: Probe, captured: Captured, row: int, at: Tensor) -> Tensor:
+def _read(probe: AbstractProbe, captured: Captured, row: int, at: Tensor) -> Tensor:
     values = [probe.read(captured[i][row, at], layer=i) for i in probe.layers]
     return torch.stack(values, dim=1).flatten(1)

@@ -283,7 +283,7 @@ class Seam:
         active = [term for term in self.regularizer.decision_terms if term.weight > 0]
         start = 0
         for term in active:
-            size = len(term.probe.layers) * len(term.probe.emotions)
+            size = len(term.probe.layers) * term.probe.width
             self._held[id(term)] = slice(start, start + size)
             start += size
         if active:

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from emoreg.comparison.audit.case import AFTER, BEFORE, Case
 from emoreg.comparison.audit.guards import guard_checks
@@ -22,6 +22,7 @@ from emoreg.comparison.audit.rerouting import rerouting_checks
 from emoreg.comparison.evidence.evidence import Evidence
 from emoreg.comparison.export import plain, require_writable, to_text
 from emoreg.comparison.readings import Readings
+from emoreg.losses.reroute import orthonormal
 from emoreg.validation.check import Check
 from emoreg.vectors.corpus import Corpus, Roles
 from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -221,8 +222,8 @@ def _check_same(case: Case, vectors: EmotionVectors) -> None:
             )
 
 
-def _basis(vectors: EmotionVectors, case: Case) -> dict[int, np.ndarray]:
-    """Return, per loss and audit layer, the span of what a loss may act on."""
+def _basis(vectors: EmotionVectors, case: Case) -> dict[int, Tensor]:
+    """Return, per loss and audit layer, the span of what a loss acts on by default."""
     split, bases = case.split, {}
     for layer in (*split.loss_layers, *split.audit_layers):
         rows = [
@@ -230,7 +231,7 @@ def _basis(vectors: EmotionVectors, case: Case) -> dict[int, np.ndarray]:
             for reader in split.loss_readers
             for emotion in split.loss_emotions
         ]
-        bases[layer] = torch.linalg.qr(torch.stack(rows).double().T).Q.T.numpy()
+        bases[layer] = orthonormal(torch.stack(rows)[None])[0]
     return bases
 
 

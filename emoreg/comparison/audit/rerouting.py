@@ -4,11 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from emoreg.comparison.audit.case import AFTER, BEFORE, Case
 from emoreg.comparison.audit.readers import share_left
 from emoreg.comparison.figures import slope_in_standard_errors
+from emoreg.losses.reroute import reroute_index
 from emoreg.statistics.bootstrap import bootstrap_mean, bootstrap_ratio
 from emoreg.validation.check import Check, Figure
 
@@ -16,7 +19,7 @@ OWN_WORDS, INDEX, MASK = 0.75, 0.25, 0.1
 MISSING = "no evidence was gathered before and after (`emoreg measure --audit`)"
 
 
-def rerouting_checks(case: Case, basis: dict[int, np.ndarray]) -> list[Check]:
+def rerouting_checks(case: Case, basis: dict[int, Tensor]) -> list[Check]:
     """Return E2 by the model's own words, E7 and E8.
 
     Args:
@@ -90,19 +93,20 @@ def _lean(
     return (lean[:, 0] - lean[:, 1]).astype(np.float64)
 
 
-def _index(case: Case, basis: dict[int, np.ndarray]) -> Check:
+def _index(case: Case, basis: dict[int, Tensor]) -> Check:
     before, after = case.evidence[BEFORE], case.evidence[AFTER]
     figures = []
     for layer, span in basis.items():
         at = before.names["layers"].index(layer)
         old, new = (
-            (e.streams[:, 0, at] - e.streams[:, 1, at]).mean(0).astype(np.float64)
+            torch.from_numpy((e.streams[:, 0, at] - e.streams[:, 1, at]).mean(0))
             for e in (before, after)
         )
+        index = reroute_index(new[None], old[None], span[None].to(old.dtype))
         figures.append(
             Figure(
                 name="reroute index",
-                value=reroute_index(new, old, span),
+                value=float(index[0]),
                 count=len(before.streams),
                 layer=layer,
                 lower_is_better=True,
@@ -110,17 +114,6 @@ def _index(case: Case, basis: dict[int, np.ndarray]) -> Check:
         )
     worst = max(figures, key=lambda figure: figure.value)
     return replace(_INDEX, headline=worst, threshold=INDEX, figures=(worst, *figures))
-
-
-def reroute_index(
-    contrast: Float[np.ndarray, " d_model"],
-    reference: Float[np.ndarray, " d_model"],
-    basis: Float[np.ndarray, "rank d_model"],
-) -> float:
-    """Return `|P (D - D_ref)| / |D_ref|` with `P` the projection out of the basis."""
-    moved = contrast - reference
-    moved = moved - (moved @ basis.T) @ basis
-    return float(np.linalg.norm(moved) / np.linalg.norm(reference))
 
 
 def _mask(case: Case) -> Check:
