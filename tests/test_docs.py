@@ -185,10 +185,10 @@ def test_paths_and_names_exist(page: Path) -> None:
 
 def test_missing_paths_and_names_are_caught() -> None:
     text = (
-        "`emoreg/losses/reroute.py`, `tests/*.rs`, https://x.org/docs/a, emoreg.gone."
+        "`emoreg/losses/nowhere.py`, `tests/*.rs`, https://x.org/docs/a, emoreg.gone."
     )
     assert {path for path in paths(text) if not exists(path)} == {
-        "emoreg/losses/reroute.py",
+        "emoreg/losses/nowhere.py",
         "tests/*.rs",
     }
     (name,) = dotted_names(text)
