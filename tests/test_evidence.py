@@ -101,7 +101,7 @@ def test_doses_and_stories_are_those_of_numpy(
     for value in sorted(row["values"]):
         text = row["template"].replace("{x}", f"{value:,g}")
         messages = [{"role": "user", "content": text}]
-        written = tokenizer.apply_chat_template(
+        written: Any = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
         ids = torch.tensor([tokenizer(written, add_special_tokens=False)["input_ids"]])

@@ -131,8 +131,15 @@ def _units(
         )
     rows = [reference.readers.index(reader) for reader in readers]
     names = ("sigma_ref", "success_level", "success_std")
-    found = {name: getattr(reference, name)[rows].numpy() for name in names}
-    return {n: np.where(np.isnan(x), None, x).tolist() for n, x in found.items()}
+    found = {name: getattr(reference, name)[rows].double().numpy() for name in names}
+    return {n: _listed(x) for n, x in found.items()}
+
+
+def _listed(values: np.ndarray) -> list[Any]:
+    """Return nested lists, with None for NaN, which JSON has not."""
+    held: Any = values.astype(object)
+    held[np.isnan(values)] = None
+    return held.tolist()
 
 
 def adapter_name(model: nn.Module) -> str | None:

@@ -145,7 +145,7 @@ def preflight(
         effect=_effect(slopes[0], seed),
         vectors=_vectors(vectors),
         causal=_causal(subject),
-        patching=_patching(*slopes, seed),
+        patching=_patching(slopes[0], slopes[1], seed),
     )
 
 

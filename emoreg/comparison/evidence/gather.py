@@ -113,8 +113,12 @@ def _gathered(
         "strengths": strengths,
         "masked_emotions": hidden,
     }
+    single: dict[str, Any] = {
+        name: x if x is None else np.asarray(x, np.float32)
+        for name, x in arrays.items()
+    }
     return Evidence(
-        **{k: x if x is None else np.asarray(x, np.float32) for k, x in arrays.items()},
+        **single,
         names=names,
         meta=_meta(subject, deflection),
     )
