@@ -64,7 +64,6 @@ class Recipe:
     meaning: float = field(default=1.0, metadata={"help": "Weight of MeaningAnchor."})
     kl: float = field(default=0.1, metadata={"help": "Weight of ReferenceKL."})
     keep: float = field(default=0.25, metadata={"help": "Share that may stay."})
-    wide: bool = field(default=False, metadata={"help": "All but audit emotions."})
 
 
 def packaged_rows(rounds: int, twins: int, seed: int) -> Dataset:
@@ -120,7 +119,6 @@ def main(recipe: Recipe, args: SFTConfig) -> Any:
         meaning=recipe.meaning,
         kl=recipe.kl,
         keep=recipe.keep,
-        wide=recipe.wide,
     )
     trainer = emoreg.attach(
         trainer,

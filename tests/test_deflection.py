@@ -18,6 +18,7 @@ from emoreg.residual.capture import capture
 from emoreg.residual.pooling import Passage
 from emoreg.residual.store import ActivationStore
 from emoreg.validation import masking as masking_check
+from emoreg.validation import subject as subjects
 from emoreg.validation.subject import Subject
 from emoreg.vectors import deflection
 from emoreg.vectors.corpus import Corpus
@@ -397,7 +398,7 @@ def subject(
         quiet=True,
     )
     made.__dict__["layer_of"] = {MEAN_DIFFERENCE: LAYERS[0]}
-    monkeypatch.setattr(masking_check, "neutral_space", lambda *_, **__: NONE)
+    monkeypatch.setattr(subjects, "neutral_space", lambda *_, **__: NONE)
     return made
 
 

@@ -16,6 +16,7 @@ import emoreg
 from emoreg.residual.pooling import Passage, span_means
 from emoreg.residual.store import ActivationStore
 from emoreg.validation import speakers as speakers_check
+from emoreg.validation import subject as subjects
 from emoreg.validation.areas import areas
 from emoreg.validation.subject import Subject
 from emoreg.vectors import speakers
@@ -319,7 +320,7 @@ def subject(
         quiet=True,
     )
     made.__dict__["layer_of"] = {MEAN_DIFFERENCE: LAYERS[0]}
-    monkeypatch.setattr(speakers_check, "neutral_space", lambda *_, **__: NONE)
+    monkeypatch.setattr(subjects, "neutral_space", lambda *_, **__: NONE)
     return made
 
 

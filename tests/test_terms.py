@@ -835,29 +835,6 @@ def test_the_preset_acts_on_the_readers_that_are_asked_for(
         decouple(vectors, reference, readers=["lda", "lad"], roles=ROLES)
 
 
-def test_the_wide_preset_brings_every_free_emotion_back(
-    vectors: EmotionVectors, reference: Reference
-) -> None:
-    # Clear gaps, alike over the layers; those with a role have its sign.
-    way = torch.tensor([NAMES.index(n) % 2 * 2.0 - 1 for n in NAMES])
-    for name, sign in (("desperate", 1.0), ("tense", 1.0), ("calm", -1.0)):
-        way[NAMES.index(name)] = sign
-    reference = replace(reference, gap=2 * way.expand_as(reference.gap))
-    terms = by_name(decouple(vectors, reference, roles=ROLES, wide=True, keep=0.0))
-    for reader in ("lda", "mean-difference"):
-        term = terms[f"contrast-{reader}"]
-        found = term.probe.emotions
-        assert set(found) == {"calm", "happy", "desperate", "tense"}  # no audit one
-        shape = (2, len(PLAN.loss), len(found))
-        values = torch.zeros(shape, dtype=torch.float64)
-        _, pull = gradient(term, values, numbers(1, 1), values.clone())
-        wanted = way[[NAMES.index(name) for name in found]].double()
-        # Descent goes against where failure moved each emotion, all of them.
-        assert torch.equal(pull.sign(), wanted.expand(shape))
-    narrow = by_name(decouple(vectors, reference, roles=ROLES))  # control
-    assert "happy" not in narrow["contrast-lda"].probe.emotions
-
-
 def check_units(read: Probe, vectors: EmotionVectors, reference: Reference) -> None:
     """Zero is the success level, one is `sigma_ref` above it."""
     x = torch.randn(6, WIDTH)

@@ -13,6 +13,7 @@ import traceback
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -469,6 +470,8 @@ def test_an_interrupted_run_waits_for_no_answer(
         env={**os.environ, "PYTHONPATH": os.getcwd()},
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background has it ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     journal = tmp_path / "out" / NAME
     while not journal.exists() or journal.read_bytes().count(b"\n") < 5:

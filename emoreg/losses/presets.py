@@ -88,7 +88,6 @@ def decouple(
     meaning: float = 1.0,
     kl: float = 0.1,
     keep: float = 0.25,
-    wide: bool = False,
     calm_band: tuple[float, float] = (0.0, 1.0),
     roles: Roles | None = None,
 ) -> Terms:
@@ -105,7 +104,6 @@ def decouple(
         meaning: Weight of `MeaningAnchor`; lower it and directions may lose meaning.
         kl: Weight of `ReferenceKL`; higher keeps the output nearer the reference's.
         keep: Share of the failure contrast that may stay.
-        wide: Act on every emotion but the audit's, not only on the roles' (concepts).
         calm_band: Floor and ceiling of calm after failure, in `success_std`.
         roles: Which emotions are lowered and raised; the packaged roles when None.
 
@@ -116,7 +114,7 @@ def decouple(
     _check_same_vectors(reference, vectors)
     roles = Corpus.packaged().roles() if roles is None else roles
     readers = _loss_readers(vectors, readers)
-    signs = _signs(vectors, roles, wide=wide)
+    signs = _signs(vectors, roles)
     _say_how_valid(vectors, list(signs), readers)
     for reader in readers:
         refuse_audit_items(
@@ -206,13 +204,10 @@ def _loss_readers(
     return readers
 
 
-def _signs(vectors: EmotionVectors, roles: Roles, *, wide: bool) -> dict[str, float]:
-    """Return the emotions that the contrast acts on, with 0 for a sign to be found."""
+def _signs(vectors: EmotionVectors, roles: Roles) -> dict[str, float]:
+    """Return the emotions that the contrast acts on, 1 to lower and -1 to raise."""
     lower, raised = _loss_emotions(vectors, roles)
-    named = dict.fromkeys(lower, 1.0) | dict.fromkeys(raised, -1.0)
-    if wide:
-        named = {e: named.get(e, 0.0) for e in _free(vectors, roles)}
-    return named
+    return dict.fromkeys(lower, 1.0) | dict.fromkeys(raised, -1.0)
 
 
 def _contrast(
@@ -227,8 +222,6 @@ def _contrast(
     probe = _probe(vectors, reference, reader, list(named))
     gap, name = _in_units(reference, "gap", probe), f"contrast-{reader}"
     signs = torch.tensor(list(named.values()))
-    # An emotion without a role is brought back from where failure moves it.
-    signs = torch.where(signs == 0, torch.sign(gap.mean(0)), signs)
     return ContrastPenalty(probe, signs, gap, weight=weight, keep=keep, name=name)
 
 
