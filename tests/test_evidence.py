@@ -159,6 +159,7 @@ def test_deflection_vectors_are_read_where_they_are_given(
     assert found.meta["deflection_hash"] == hidden.hash
 
 
+@pytest.mark.slow
 def test_the_command_writes_it_beside_the_table(
     model: Build,
     tokenizer: PreTrainedTokenizerFast,

@@ -36,6 +36,7 @@ from emoreg.losses.energy import EnergyDistance
 from emoreg.losses.reroute import Complement, RerouteAnchor, contrast_size
 from emoreg.losses.term import AbstractDecisionTerm
 
+pytestmark = pytest.mark.slow
 Terms = list[AbstractDecisionTerm | MeaningAnchor]
 
 WEIGHT = 0.02
