@@ -95,7 +95,8 @@ class ContrastPenalty(AbstractDecisionTerm):
         else:  # readings themselves: the gap stands in for those not yet seen
             start = torch.where(self._sides.failing.count > 0, 0.0, self._gap)
         sums = self._sides.add(shift, readings, reduce)
-        x = self._signs * (start + self._sides.gap)
+        failing, succeeding = self._sides.failing.mean, self._sides.succeeding.mean
+        x = self._signs * (start + failing - succeeding)
         above, below = torch.relu(x - self._tau), torch.relu(self._low - x)
         slope = (2 * above - 0.5 * below) * self._signs
         loss = dual_form(
