@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emoreg.losses.means import present, share, weighted_sum
+from emoreg.losses.means import RunningMean, present, share, weighted_sum
 from emoreg.losses.term import (
     AbstractDecisionTerm,
     DecisionReadings,
@@ -38,6 +38,7 @@ class BandPenalty(AbstractDecisionTerm):
         low: Float[Tensor, "layer emotion"],
         high: Float[Tensor, "layer emotion"],
         weight: float = 1.0,
+        decay: float = 0.9,
     ) -> None:
         """Make the term.
 
@@ -47,6 +48,7 @@ class BandPenalty(AbstractDecisionTerm):
             low: Floor, in the probe's unit above the success level.
             high: Ceiling, likewise.
             weight: Factor of the term.
+            decay: Memory of `outside`, in optimizer steps; the loss has none.
 
         Raises:
             ValueError: If the floor is not below the ceiling, or the weight negative.
@@ -55,6 +57,24 @@ class BandPenalty(AbstractDecisionTerm):
             raise ValueError("`low` must be below `high` at every layer and emotion")
         self.name, self.weight = "band", checked_weight(weight)
         self.probe, self._gap, self._low, self._high = probe, gap, low, high
+        self._mean = RunningMean(gap.shape, decay)
+
+    @property
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """Return floor and ceiling, in the probe's unit above the success level."""
+        return self._low, self._high
+
+    @property
+    def outside(self) -> Float[Tensor, ""]:
+        """Return how far outside the band `u` is, in widths of the band.
+
+        `mean_{l,e} max(low - u, u - high) / (high - low)` of the running mean of `u`
+        over failing segments, which is below 0 inside, -1/2 in the middle; not a
+        number before the first one.
+        """
+        low, high = (x.to(self._mean.sum.device) for x in self.limits)
+        u = torch.where(self._mean.count > 0, self._mean.mean, torch.nan)
+        return (torch.maximum(low - u, u - high) / (high - low)).mean()
 
     def __call__(self, readings: DecisionReadings, reduce: Reduce = alone) -> Tensor:
         """Return the mean squared distance outside the band."""
@@ -63,7 +83,32 @@ class BandPenalty(AbstractDecisionTerm):
             values = values - readings.reference + self._gap.to(device)
         weight = readings.failing
         values = present(values, weight)
+        self._keep(values.detach(), readings, reduce)
         outside = torch.relu(self._low.to(device) - values).square()
         outside = outside + torch.relu(values - self._high.to(device)).square()
         total = weighted_sum(outside, weight).mean()
         return total * share(reduce(readings.failing_step), reduce)
+
+    def _keep(self, values: Tensor, readings: DecisionReadings, reduce: Reduce) -> None:
+        """Let a batch into the running mean, which the step's first part settles."""
+        if self._mean.sum.device != values.device:
+            self._mean.to(values.device)
+        if not readings.continues:
+            self._mean.settle()
+        weight = readings.failing
+        self._mean.add(reduce(weighted_sum(values, weight)), reduce(weight.sum()))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the running mean, the latest step's segments among them."""
+        self._mean.settle()
+        return {
+            "failing_sum": self._mean.sum.cpu(),
+            "failing_count": self._mean.count.cpu(),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back the running mean; one of an earlier version had none."""
+        if state:
+            device = self._mean.sum.device
+            total, count = state["failing_sum"], state["failing_count"]
+            self._mean.start_from(total.to(device), count.to(device))

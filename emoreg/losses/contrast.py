@@ -78,12 +78,24 @@ class ContrastPenalty(AbstractDecisionTerm):
         check_share("keep", keep)
         self.name, self.weight = name, checked_weight(weight)
         self.probe, self._signs, self._gap = probe, signs, gap
-        self._anchor = anchor
+        self.keep, self.overshoot, self._anchor = keep, overshoot, anchor
         coupled = (signs * gap).clamp(min=0)
         self._tau = keep * coupled
         # Where the reference itself lies below zero, that is no overshoot.
         self._low = torch.minimum((signs * gap).clamp(max=0), torch.tensor(-overshoot))
         self._sides = Sides(gap.shape, decay)
+        self._latest = torch.full_like(gap, torch.nan)
+
+    @property
+    def left(self) -> Float[Tensor, ""]:
+        """Return the share of the reference's failure slope that is left.
+
+        `sum_{l,e} x / sum_{l,e} s_e gap` over the layers and emotions that failure
+        moves in the reference, by the running means that the latest batch met; not a
+        number before the first batch, or where failure moves none of them.
+        """
+        coupled = (self._signs * self._gap).clamp(min=0)
+        return (self._latest * (coupled > 0)).sum() / coupled.sum()
 
     def __call__(self, readings: DecisionReadings, reduce: Reduce = alone) -> Tensor:
         """Return the penalty; its gradient is that of the dual form."""
@@ -97,6 +109,7 @@ class ContrastPenalty(AbstractDecisionTerm):
         sums = self._sides.add(shift, readings, reduce)
         failing, succeeding = self._sides.failing.mean, self._sides.succeeding.mean
         x = self._signs * (start + failing - succeeding)
+        self._latest = x
         above, below = torch.relu(x - self._tau), torch.relu(self._low - x)
         slope = (2 * above - 0.5 * below) * self._signs
         loss = dual_form(

@@ -12,6 +12,7 @@ from torch import Tensor
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
 from emoreg.losses.band import BandPenalty
 from emoreg.losses.contrast import ContrastPenalty
+from emoreg.losses.targets import Targets
 from emoreg.losses.term import (
     AbstractTerm,
     Probe,
@@ -68,6 +69,8 @@ class Terms:
     reference: ReferenceUnits
     roles: Roles
     """Which emotions a loss may use and which only the audit."""
+    targets: Targets | None = None
+    """From which the weights are set while training; None leaves them as they are."""
 
     def __iter__(self) -> Iterator[AbstractTerm]:
         """Iterate over the terms."""
@@ -87,8 +90,9 @@ def decouple(
     band: float = 0.1,
     meaning: float = 1.0,
     kl: float = 0.1,
-    keep: float = 0.25,
-    calm_band: tuple[float, float] = (0.0, 1.0),
+    keep: float | None = None,
+    calm_band: tuple[float, float] | None = None,
+    targets: Targets | None = None,
     roles: Roles | None = None,
 ) -> Terms:
     """Return the default set: contrast, calm band, meaning anchor, KL.
@@ -103,28 +107,23 @@ def decouple(
         band: Weight of `BandPenalty` on calm.
         meaning: Weight of `MeaningAnchor`; lower it and directions may lose meaning.
         kl: Weight of `ReferenceKL`; higher keeps the output nearer the reference's.
-        keep: Share of the failure contrast that may stay.
-        calm_band: Floor and ceiling of calm after failure, in `success_std`.
+        keep: Share of the failure contrast that may stay; 0.25 if not given.
+        calm_band: Floor and ceiling of calm after failure, in `success_std`; (0, 1).
+        targets: In place of these two; training sets the weights by it.
         roles: Which emotions are lowered and raised; the packaged roles when None.
 
     Raises:
         ValueError: If the reference belongs to other vectors, they have none of the
-            loss emotions or readers, or an audit item or a mixed placebo is asked for.
+            loss emotions or readers, or an audit item or a mixed placebo is asked for,
+            or `targets` and what they stand for are both given.
     """
+    keep, calm_band = _aims(targets, keep, calm_band)
     _check_same_vectors(reference, vectors)
     roles = Corpus.packaged().roles() if roles is None else roles
     readers = _loss_readers(vectors, readers)
     signs = _signs(vectors, roles)
     _say_how_valid(vectors, list(signs), readers)
-    for reader in readers:
-        refuse_audit_items(
-            roles,
-            emotions=list(signs),
-            layers=reference.plan.loss,
-            audit_layers=reference.plan.audit,
-            reader=reader,
-            split=vectors.split,
-        )
+    _refuse_audit(vectors, reference, readers, signs, roles)
     terms: list[AbstractTerm] = [
         _contrast(
             vectors, reference, r, signs, weight=contrast / len(readers), keep=keep
@@ -135,7 +134,40 @@ def decouple(
         terms.append(_calm_band(vectors, reference, readers[0], calm_band, band))
     stories = _probe(vectors, reference, readers[0], _free(vectors, roles))
     terms += [MeaningAnchor(stories, weight=meaning), ReferenceKL(weight=kl)]
-    return Terms(terms=tuple(terms), reference=reference, roles=roles)
+    found = tuple(terms)
+    return Terms(terms=found, reference=reference, roles=roles, targets=targets)
+
+
+def _aims(
+    targets: Targets | None, keep: float | None, band: tuple[float, float] | None
+) -> tuple[float, tuple[float, float]]:
+    """Return `keep` and the calm band, from where they were given."""
+    if targets is not None and not (keep is None and band is None):
+        raise ValueError(
+            "`keep` and `calm_band` must be left out beside `targets`, which say them; "
+            f"got keep={keep}, calm_band={band} and {targets}"
+        )
+    aims = Targets() if targets is None else targets
+    keep = aims.keep if keep is None else keep
+    return keep, aims.calm_band if band is None else band
+
+
+def _refuse_audit(
+    vectors: EmotionVectors,
+    reference: ReferenceUnits,
+    readers: Sequence[str],
+    signs: Mapping[str, float],
+    roles: Roles,
+) -> None:
+    for reader in readers:
+        refuse_audit_items(
+            roles,
+            emotions=list(signs),
+            layers=reference.plan.loss,
+            audit_layers=reference.plan.audit,
+            reader=reader,
+            split=vectors.split,
+        )
 
 
 def _free(vectors: EmotionVectors, roles: Roles) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from emoreg.losses.presets import Terms
+from emoreg.losses.targets import Targets
 from emoreg.losses.term import AbstractTerm
 from emoreg.training.mixin import EmotionTrainerMixin, make_seam
 from emoreg.training.outcomes.sources import Source
@@ -20,6 +21,7 @@ def attach(
     terms: Terms | Sequence[AbstractTerm] = (),
     outcome: Source | None = None,
     reference: Reference | None = None,
+    targets: Targets | None = None,
 ) -> TrainerT:
     """Put emotion readings and loss terms into `trainer`, before `trainer.train()`.
 
@@ -35,13 +37,15 @@ def attach(
             the trainer generates, `emoreg.Reward(...)`.
         reference: Units, success level and passages. None takes the terms' own, or
             calibrates on the packaged training transcripts, and says so.
+        targets: From which the terms' weights are set while training. None takes the
+            terms' own (`decouple(targets=...)`), or leaves the weights as given.
 
     Returns:
         The same trainer.
 
     Raises:
         TypeError: If it is not a Trainer.
-        ValueError: If outcomes, vectors and data don't fit each other.
+        ValueError: If outcomes, vectors, data and targets don't fit each other.
     """
     methods = ("compute_loss", "training_step", "log")
     if not all(callable(getattr(trainer, name, None)) for name in methods):
@@ -55,7 +59,12 @@ def attach(
             "give `attach` everything in one call, or build a new trainer"
         )
     seam = make_seam(
-        trainer, monitor=monitor, terms=terms, outcome=outcome, reference=reference
+        trainer,
+        monitor=monitor,
+        terms=terms,
+        outcome=outcome,
+        reference=reference,
+        targets=targets,
     )
     base = type(trainer)
     trainer.__class__ = type(  # type: ignore[assignment]

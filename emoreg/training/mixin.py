@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from emoreg.losses.presets import Terms
+from emoreg.losses.targets import Targets
 from emoreg.losses.term import AbstractTerm
 from emoreg.residual.tokens import tokenizer_of
 from emoreg.training.checks import check_launch
@@ -18,6 +19,7 @@ from emoreg.training.outcomes.sources import Source
 from emoreg.training.reference import Reference, calibrate
 from emoreg.training.regularizer import reference_of, roles_of
 from emoreg.training.seam import Seam
+from emoreg.training.target_checks import check_targets, targets_of
 from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.corpus import Corpus
 
@@ -42,12 +44,18 @@ class EmotionTrainerMixin:
         terms: Terms | Sequence[AbstractTerm] = (),
         outcome: Source | None = None,
         reference: Reference | None = None,
+        targets: Targets | None = None,
         **kwargs: Any,
     ) -> None:
         """Build the trainer, then its seam; see `emoreg.attach` for the arguments."""
         super().__init__(*args, **kwargs)
         self.emotions = make_seam(
-            self, monitor=monitor, terms=terms, outcome=outcome, reference=reference
+            self,
+            monitor=monitor,
+            terms=terms,
+            outcome=outcome,
+            reference=reference,
+            targets=targets,
         )
 
     def compute_loss(
@@ -145,15 +153,18 @@ def make_seam(
     terms: Terms | Sequence[AbstractTerm],
     outcome: Source | None,
     reference: Reference | None,
+    targets: Targets | None,
 ) -> Seam:
-    """Return the seam of `trainer`, with the reference that its terms came with."""
+    """Return the seam of `trainer`, with reference and targets its terms came with."""
     reference = reference_of(terms) if reference is None else reference
+    targets = targets_of(terms, targets)
+    check_targets(targets, tuple(terms), reference)
     probed = monitor is not None and monitor.probe_set is not None
     check_launch(trainer, probed=probed)
     with _whole(trainer):
         if reference is None and monitor is not None:
             reference = _calibrated(trainer, monitor)
-        return Seam(
+        seam = Seam(
             trainer,
             monitor=monitor,
             terms=tuple(terms),
@@ -162,6 +173,8 @@ def make_seam(
             roles=roles_of(terms),
             quiet=bool(trainer.args.disable_tqdm),
         )
+    seam.regularizer.term_weights.aim(targets)
+    return seam
 
 
 @contextmanager

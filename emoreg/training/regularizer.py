@@ -36,6 +36,7 @@ from emoreg.training.layouts import Layout
 from emoreg.training.ledger import Ledger
 from emoreg.training.outcomes.columns import Extras
 from emoreg.training.reference import Reference
+from emoreg.training.term_weights import TermWeights
 from emoreg.training.watching.alerts import Alarm
 from emoreg.training.watching.costs import Costs
 from emoreg.training.watching.monitor import Monitor
@@ -80,6 +81,7 @@ class Regularizer:
         self.ledger, self.costs = Ledger(), Costs(world.device)
         every = 0 if monitor is None else monitor.gradients_every
         self.gradients = GradientMeter(world, self.names, self.terms, every=every)
+        self.term_weights = TermWeights(world, self.names, self.terms, self.gradients)
         self.alarm = Alarm(() if monitor is None else monitor.alerts)
         self.should_stop = False
         """Whether an alert asked for the run to end."""
@@ -122,6 +124,7 @@ class Regularizer:
         """Do nothing from now on: no hook, no term, no anchor, no reading."""
         self.monitor, self.terms, self.decision_terms = None, (), []
         self.anchors, self.gradients.every = [], 0
+        self.term_weights.release()
 
     def reading(
         self, model: nn.Module, input_ids: Int[Tensor, "batch pos"], *, training: bool
@@ -214,7 +217,7 @@ class Regularizer:
     def auxiliary(
         self, model: nn.Module, *, step: int, backward: Callable[[Tensor], Any]
     ) -> None:
-        """Run the anchors' forward-backward pairs that are due at optimizer `step`."""
+        """Run the anchors that are due at optimizer `step`; then set the weights."""
         for anchor in due(self.anchors, step):
             name = self.names[id(anchor.term)]
             value = run_auxiliary(
@@ -227,6 +230,8 @@ class Regularizer:
                 backward=self.gradients.around(name, backward),
             )
             self.ledger.add(name, value)
+            self.term_weights.heard(anchor.term, value)
+        self.term_weights.after(step, self.anchors)
 
     def metrics(
         self, mode: str, *, step: int, besides: Sequence[str] = ()
@@ -262,7 +267,7 @@ class Regularizer:
             result[f"emotion_loss/{name}"] = value
             if name in weights:
                 result[f"emotion_weight/{name}"] = weights[name]
-        return result | self.gradients.metrics()
+        return result | self.gradients.metrics() | self.term_weights.metrics()
 
     def _probe(self, step: int) -> dict[str, float]:
         """Read the probe set, where it is due."""
@@ -287,7 +292,7 @@ class Regularizer:
                 "streaks": dict(self.alarm.streaks),
                 "probed": self._probed,
             }
-        return state
+        return state | self.term_weights.state_dict()
 
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
         """Take back what `state_dict` gave."""
@@ -304,6 +309,7 @@ class Regularizer:
                 logger.warning(
                     "The checkpoint has no state of %r; it starts anew", name
                 )
+        self.term_weights.load_state_dict(state, self.anchors)
 
     def _place_probes(self) -> None:
         device = self.world.device

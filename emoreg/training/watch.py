@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.losses.presets import Terms
+from emoreg.losses.targets import Targets
 from emoreg.losses.term import AbstractTerm
 from emoreg.residual.capture import Captured, capture
 from emoreg.residual.layers import unwrapped
@@ -25,6 +26,7 @@ from emoreg.training.regularizer import (
     reference_of,
     roles_of,
 )
+from emoreg.training.target_checks import check_targets, targets_of
 from emoreg.training.watching.monitor import Monitor
 from emoreg.training.world import World
 
@@ -247,6 +249,7 @@ def watch(
     monitor: Monitor | None = None,
     terms: Terms | Sequence[AbstractTerm] = (),
     reference: Reference | None = None,
+    targets: Targets | None = None,
     accelerator: Any = None,
     quiet: bool = False,
 ) -> Watch:
@@ -263,6 +266,8 @@ def watch(
         monitor: What to log; None logs nothing but the terms.
         terms: What to add, for instance `emoreg.presets.decouple(...)`.
         reference: Units and passages. None takes the terms' own.
+        targets: Sets the weights, the first ones if `w.terms` gets `task=`. None takes
+            the terms' own, or leaves the weights as given.
         accelerator: An `accelerate.Accelerator`, if the loop has one.
         quiet: No progress bars while passages are read.
 
@@ -274,8 +279,9 @@ def watch(
         ValueError: If vectors, terms, model and launch don't fit, or units are missing.
     """
     reference = reference_of(terms) if reference is None else reference
-    if monitor is not None:
-        _check_monitor(monitor, reference)
+    targets = targets_of(terms, targets)
+    check_targets(targets, tuple(terms), reference)
+    _check_monitor(monitor, reference)
     check_loop(accelerator)
     check_needs(
         unwrapped(model),
@@ -294,10 +300,13 @@ def watch(
         quiet=quiet,
     )
     regularizer.hold()
+    regularizer.term_weights.aim(targets)
     return Watch(model, regularizer, accelerator)
 
 
-def _check_monitor(monitor: Monitor, reference: Reference | None) -> None:
+def _check_monitor(monitor: Monitor | None, reference: Reference | None) -> None:
+    if monitor is None:
+        return
     if reference is None:
         raise ValueError(
             "`reference` must be given with a monitor, whose units it holds; got None. "
