@@ -16,6 +16,9 @@ from emoreg.losses.term import (
     checked_weight,
 )
 
+_DECAY = 0.9
+"""Memory of `outside` from one optimizer step to the next; the loss has none."""
+
 
 @final
 class BandPenalty(AbstractDecisionTerm):
@@ -38,7 +41,6 @@ class BandPenalty(AbstractDecisionTerm):
         low: Float[Tensor, "layer emotion"],
         high: Float[Tensor, "layer emotion"],
         weight: float = 1.0,
-        decay: float = 0.9,
     ) -> None:
         """Make the term.
 
@@ -48,7 +50,6 @@ class BandPenalty(AbstractDecisionTerm):
             low: Floor, in the probe's unit above the success level.
             high: Ceiling, likewise.
             weight: Factor of the term.
-            decay: Memory of `outside`, in optimizer steps; the loss has none.
 
         Raises:
             ValueError: If the floor is not below the ceiling, or the weight negative.
@@ -57,7 +58,7 @@ class BandPenalty(AbstractDecisionTerm):
             raise ValueError("`low` must be below `high` at every layer and emotion")
         self.name, self.weight = "band", checked_weight(weight)
         self.probe, self._gap, self._low, self._high = probe, gap, low, high
-        self._mean = RunningMean(gap.shape, decay)
+        self._mean = RunningMean(gap.shape, _DECAY)
 
     @property
     def limits(self) -> tuple[Tensor, Tensor]:

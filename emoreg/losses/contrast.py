@@ -91,11 +91,14 @@ class ContrastPenalty(AbstractDecisionTerm):
         """Return the share of the reference's failure slope that is left.
 
         `sum_{l,e} x / sum_{l,e} s_e gap` over the layers and emotions that failure
-        moves in the reference, by the running means that the latest batch met; not a
-        number before the first batch, or where failure moves none of them.
+        moves in the reference, by the running means that the latest batch met. Not a
+        number until they hold a failing and a succeeding segment, or where failure
+        moves none of them.
         """
         coupled = (self._signs * self._gap).clamp(min=0)
-        return (self._latest * (coupled > 0)).sum() / coupled.sum()
+        found = (self._latest * (coupled > 0)).sum() / coupled.sum()
+        counts = self._sides.failing.count * self._sides.succeeding.count
+        return torch.where(counts > 0, found, torch.nan)
 
     def __call__(self, readings: DecisionReadings, reduce: Reduce = alone) -> Tensor:
         """Return the penalty; its gradient is that of the dual form."""

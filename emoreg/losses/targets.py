@@ -33,8 +33,8 @@ class Targets:
     """Floor and ceiling of calm after failure, in `success_std` above the success
     level."""
     kl_budget: float = 0.05
-    """Most that `ReferenceKL` may come to, in nat per token, what the task's own loss
-    moves included. Lower keeps the output nearer the reference's."""
+    """Most that `ReferenceKL` may come to, in nat per token, above 0. What the task's
+    own loss moves counts too; lower keeps the output nearer the reference's."""
 
     def __post_init__(self) -> None:
         """Refuse targets that can't be met, or not together."""
@@ -85,7 +85,7 @@ class Targets:
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Steered:
+class TargetWeight:
     """A weight that is set by its target's error.
 
     `log weight += 0.1 (e - e_before) + 0.02 clip(e, -0.2, 0.2)`, within a factor of 20
@@ -118,7 +118,7 @@ class Steered:
         """Return whether the limits hold the weight back."""
         return abs(self.offset) >= math.log(RANGE)
 
-    def moved(self, error: float, *, missed: bool) -> "Steered":
+    def moved(self, error: float, *, missed: bool) -> "TargetWeight":
         """Return the weight after an update.
 
         Args:
@@ -137,11 +137,11 @@ class Steered:
 
 
 def updated(
-    weights: Mapping[str, Steered],
+    weights: Mapping[str, TargetWeight],
     errors: Mapping[str, float],
     *,
     guards: Collection[str],
-) -> dict[str, Steered]:
+) -> dict[str, TargetWeight]:
     """Return the weights after an update.
 
     Args:

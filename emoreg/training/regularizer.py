@@ -231,7 +231,7 @@ class Regularizer:
             )
             self.ledger.add(name, value)
             self.term_weights.heard(anchor.term, value)
-        self.term_weights.after(step, self.anchors)
+        self.term_weights.after(step)
 
     def metrics(
         self, mode: str, *, step: int, besides: Sequence[str] = ()
@@ -309,7 +309,7 @@ class Regularizer:
                 logger.warning(
                     "The checkpoint has no state of %r; it starts anew", name
                 )
-        self.term_weights.load_state_dict(state, self.anchors)
+        self.term_weights.load_state_dict(state)
 
     def _place_probes(self) -> None:
         device = self.world.device

@@ -88,13 +88,12 @@ def _check_band(
     if reference is None:
         return  # the KL anchor needs one, so there is; what is missing is said there
     probe, (low, high) = band.probe, band.limits
-    spread = reference.unit(
-        "success_std",
-        reader=probe.reader,
-        layers=probe.layers,
-        emotions=list(probe.emotions),
+    at = {"layers": probe.layers, "emotions": list(probe.emotions)}
+    spread, sigma = (
+        reference.unit(figure, reader=probe.reader, **at)
+        for figure in ("success_std", "sigma_ref")
     )
-    wanted = [edge * (spread / probe.sigma) for edge in targets.calm_band]
+    wanted = [edge * (spread / sigma) for edge in targets.calm_band]
     if not all(map(torch.allclose, (low, high), wanted)):
         raise ValueError(
             f"`calm_band={targets.calm_band}` must be what the terms ask for, and "

@@ -1,6 +1,5 @@
 """The terms' weights while training: measured at the start, then set from targets."""
 
-import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,8 @@ from torch import Tensor
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
 from emoreg.losses.band import BandPenalty
 from emoreg.losses.contrast import ContrastPenalty
-from emoreg.losses.targets import RANGE, Steered, Targets, first_weight, updated
+from emoreg.losses.targets import RANGE, Targets, TargetWeight, first_weight, updated
 from emoreg.losses.term import AbstractTerm
-from emoreg.training.auxiliary import Anchor, due
 from emoreg.training.gradients import AT_REST, GradientMeter
 from emoreg.training.world import World
 
@@ -24,9 +22,9 @@ RATIOS = {ContrastPenalty: 0.20, MeaningAnchor: 0.10, BandPenalty: 0.05}
 """How hard a kind of term pulls at the start, as a share of the task; several of one
 kind share it."""
 _MEASURED, _TRIED = 4, 8
-"""Batches that a first weight is made from, and that are looked at for them."""
+"""Batches that a first weight is made from, and most that are looked at for them."""
 _DECAY = 0.8
-"""Memory of the KL, in its batches: shorter than the contrast's, since it is held."""
+"""Memory of the KL from one of its batches to the next, which are few."""
 _PATIENCE = 10
 """Updates that may do nothing for a target before the user is told."""
 _STATE = "targets"
@@ -61,16 +59,16 @@ class TermWeights:
         self._terms = {names[id(term)]: term for term in terms}
         self._targets: Targets | None = None
         self._usual = meter.every
-        self._asked = self._told = False
+        self._told = False
         self._set: set[str] = set()
-        self._weights: dict[str, Steered] = {}
+        self._weights: dict[str, TargetWeight] = {}
+        # By name: decayed sum of the KL and count of its batches, and the latest KL.
         self._kl: dict[str, Tensor] = {}
-        # Norms of gradients by name, of the task beside each, until there is a weight.
+        # By name, until there is a first weight: norms of the term's and the task's
+        # gradient in each batch.
         self._norms: dict[str, list[tuple[float, float]]] = {}
-        self._tried: dict[str, int] = {}
         self._errors: dict[str, float] = {}
         self._gradients: list[dict[str, float]] = []
-        self._step = -1
 
     def aim(self, targets: Targets | None) -> None:
         """Set the weights from `targets` from now on; None leaves them as they are."""
@@ -81,12 +79,12 @@ class TermWeights:
             if not term.weight:
                 continue
             if type(term) in RATIOS:
-                self._norms[name], self._tried[name] = [], 0
+                self._norms[name] = []
             elif isinstance(term, ReferenceKL):
-                self._weights[name] = Steered(start=term.weight)
+                self._weights[name] = TargetWeight(start=term.weight)
                 self._kl[name] = torch.zeros(3, device=self._world.device)
         self._set = {*self._norms, *self._weights}
-        self._ask(bool(self._norms))
+        self._ask()
 
     def release(self) -> None:
         """Leave the weights as they are."""
@@ -97,28 +95,21 @@ class TermWeights:
         name = self._names[id(term)]
         if self._targets is None or name not in self._kl:
             return
-        fine = value.isfinite()
-        found = torch.stack([torch.where(fine, value, 0.0), fine.float()]).float()
-        total, count = self._world.reduce(found)
-        past = self._kl[name]
-        kept = torch.where(count > 0, _DECAY, 1.0)
-        lost = self._world.processes - count
-        self._kl[name] = torch.stack(
-            [kept * past[0] + total, kept * past[1] + count, lost]
-        )
+        latest = self._world.reduce(value.float()) / self._world.processes
+        total, count, _ = self._kl[name]
+        fine = latest.isfinite()
+        kept = torch.where(fine, _DECAY, 1.0)
+        total = kept * total + torch.where(fine, latest, 0.0)
+        self._kl[name] = torch.stack([total, kept * count + fine, latest])
 
-    def after(self, step: int, anchors: Sequence[Anchor]) -> None:
+    def after(self, step: int) -> None:
         """Do what is due after the batches of optimizer step `step`."""
         if self._targets is None:
             return
-        self._step = step
-        for name in [k for k in self._norms if not self._terms[k].weight]:
-            del self._norms[name], self._tried[name]  # switched off meanwhile
         if self._norms:
             self._measure()
-        if (step + 1) % EVERY == 0 and self._weights:
+        if (step + 1) % EVERY == 0:
             self._update(self._targets)
-        self._ask(self._wants(step + 1, anchors))
 
     def metrics(self) -> dict[str, float]:
         """Return the targets' errors, and gradients measured since the last call."""
@@ -137,25 +128,21 @@ class TermWeights:
         """Return what a checkpoint must hold, under a name; nothing without targets."""
         if self._targets is None:
             return {}
-        steered = {
+        weights = {
             name: [w.start, w.offset, w.error, w.stuck]
             for name, w in self._weights.items()
         }
         return {
             _STATE: {
-                "steered": steered,
-                "weights": {name: self._terms[name].weight for name in self._set},
+                "given": {name: self._terms[name].weight for name in self._set},
+                "weights": weights,
                 "kl": {name: kept.cpu() for name, kept in self._kl.items()},
                 "norms": {name: list(pairs) for name, pairs in self._norms.items()},
-                "tried": dict(self._tried),
                 "errors": dict(self._errors),
-                "step": self._step,
             }
         }
 
-    def load_state_dict(
-        self, states: Mapping[str, dict[str, Any]], anchors: Sequence[Anchor]
-    ) -> None:
+    def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Take back what `state_dict` gave."""
         if self._targets is None:
             return
@@ -167,81 +154,80 @@ class TermWeights:
             return
         # A term that is new, or was off, starts as in a new run; one off now stays so.
         state, device = states[_STATE], self._world.device
-        for name in self._set & state["weights"].keys():
-            self._terms[name].weight = state["weights"][name]
-            for own, kept in ((self._norms, "norms"), (self._tried, "tried")):
-                own.pop(name, None)
-                if name in state[kept]:
-                    own[name] = copy.copy(state[kept][name])
-            if name in state["steered"]:
-                start, offset, error, stuck = state["steered"][name]
-                self._weights[name] = Steered(
+        for name in self._set & state["given"].keys():
+            self._terms[name].weight = state["given"][name]
+            self._norms.pop(name, None)
+            if name in state["norms"]:
+                self._norms[name] = list(state["norms"][name])
+            if name in state["weights"]:
+                start, offset, error, stuck = state["weights"][name]
+                self._weights[name] = TargetWeight(
                     start=start, offset=offset, error=error, stuck=stuck
                 )
             if name in state["kl"]:
                 self._kl[name] = state["kl"][name].to(device)
             if name in state["errors"]:
                 self._errors[name] = state["errors"][name]
-        self._step = state["step"]
-        self._ask(self._wants(self._step + 1, anchors))
+        self._ask()
 
-    def _ask(self, wanted: bool) -> None:
-        """Have the next step's gradients measured, or when they usually are."""
-        if wanted != self._asked:  # untouched otherwise: the meter may have given up
-            self._meter.every = 1 if wanted else self._usual
-        self._asked = wanted
-
-    def _wants(self, step: int, anchors: Sequence[Anchor]) -> bool:
-        """Return whether a term that has no first weight acts in `step`."""
-        if not self._norms:
-            return False
-        held = [anchor.term for anchor in anchors]
-        now = [anchor.term for anchor in due(anchors, step)]
-        waiting = [self._terms[name] for name in self._norms]
-        return any(
-            not any(term is x for x in held) or any(term is x for x in now)
-            for term in waiting
-        )
+    def _ask(self) -> None:
+        """Have each step's gradients measured while a first weight is missing."""
+        self._meter.every = 1 if self._norms else self._usual
 
     def _measure(self) -> None:
-        """Note the norms that this step has measured; a first weight if it is due."""
-        if self._asked and not self._meter.every:
-            self._usual = 0
-            self._keep_given("gradients can't be measured; the warning before says why")
-            return
+        """Note the norms that this step has measured; first weights that are due."""
         line = self._meter.metrics()
         self._gradients += [line] if line else []
         norms = {k.removeprefix("emotion_gradient/"): v for k, v in line.items()}
+        for name in [k for k in self._norms if not self._terms[k].weight]:
+            del self._norms[name]  # switched off meanwhile, and stays so
         measured = [name for name in self._norms if name in norms]
-        if measured and "task" not in norms:
+        if not self._meter.every:
+            self._usual = 0
+            self._keep_given("gradients can't be measured; the warning before says why")
+        elif measured and "task" not in norms:
             self._keep_given(
                 "the task's gradient is not known; pass `task=` to `terms`"
             )
-            return
-        for name in measured:
-            own, task = norms[name] / self._terms[name].weight, norms["task"]
-            self._tried[name] += 1
-            if math.isfinite(own) and norms[name] > AT_REST * task > 0:
-                self._norms[name].append((own, task))
-            if len(self._norms[name]) == _MEASURED or self._tried[name] == _TRIED:
-                self._start(name)
+        else:
+            for name in measured:
+                self._note(name, norms[name], norms["task"])
+        if not self._norms:
+            self._ask()
+
+    def _note(self, name: str, own: float, task: float) -> None:
+        """Keep the norms of a batch; set the first weight if there are enough."""
+        pairs = self._norms[name]
+        pairs.append((own / self._terms[name].weight, task))
+        enough = len(self._pulling(name)) == _MEASURED
+        if enough or len(pairs) == _TRIED:
+            self._start(name)
+
+    def _pulling(self, name: str) -> list[tuple[float, float]]:
+        """Return the norms of the batches in which a term was not at rest."""
+        weight = self._terms[name].weight
+        return [
+            (own, task)
+            for own, task in self._norms[name]
+            if math.isfinite(own) and task > 0 and own * weight > AT_REST * task
+        ]
 
     def _start(self, name: str) -> None:
         """Give a term its first weight; the given one if it pulled in no batch."""
-        term, pairs = self._terms[name], self._norms.pop(name)
+        term, pairs = self._terms[name], self._pulling(name)
         if pairs:
             alike = [x for x in self._terms.values() if type(x) is type(term)]
             ratio = RATIOS[type(term)] / sum(x.weight > 0 for x in alike)
             found = first_weight(ratio, [t for _, t in pairs], [o for o, _ in pairs])
             # A term near its rest would get any weight, and keep it when it leaves.
             term.weight = min(found, RANGE * term.weight)
-        self._tried.pop(name)
+        del self._norms[name]
         if not isinstance(term, MeaningAnchor):
-            self._weights[name] = Steered(start=term.weight)
+            self._weights[name] = TargetWeight(start=term.weight)
 
     def _keep_given(self, reason: str) -> None:
         names = list(self._norms)
-        if self._world.process == 0:
+        if names and self._world.process == 0:
             logger.warning(
                 "The first weights of %s stay the given ones: %s",
                 ", ".join(names),
@@ -252,22 +238,21 @@ class TermWeights:
             self._start(name)
 
     def _update(self, targets: Targets) -> None:
-        names = list(self._weights)
-        found = torch.stack([self._figure(self._terms[name]) for name in names])
-        # Equal on all processes already; so the weights are, to the last bit.
+        # One that was switched off stays so, and its last error is no reason to act.
+        now = {k: w for k, w in self._weights.items() if self._terms[k].weight}
+        if not now:
+            return
+        found = torch.stack([self._figure(self._terms[name]) for name in now])
+        # All processes have the same figures; the mean makes sure, to the last bit.
         figures = (self._world.reduce(found) / self._world.processes).tolist()
-        for name, figure in zip(names, figures, strict=True):
-            term = self._terms[name]
-            if isinstance(term, ContrastPenalty):
-                figure = targets.slope_error(figure)
-            elif isinstance(term, ReferenceKL):
-                figure = targets.kl_error(figure)
-            self._errors[name] = figure
-        errors = {name: self._errors[name] for name in names}
-        self._weights = updated(self._weights, errors, guards=set(self._kl))
-        for name, steered in self._weights.items():
-            if self._terms[name].weight:  # one that was switched off stays so
-                self._terms[name].weight = steered.weight
+        errors = {
+            name: _error(self._terms[name], figure, targets)
+            for name, figure in zip(now, figures, strict=True)
+        }
+        self._errors |= errors
+        self._weights |= updated(now, errors, guards=self._kl)
+        for name in now:
+            self._terms[name].weight = self._weights[name].weight
         self._tell()
 
     def _figure(self, term: AbstractTerm) -> Tensor:
@@ -277,9 +262,9 @@ class TermWeights:
             return term.left.to(device).float()
         if isinstance(term, BandPenalty):
             return term.outside.to(device).float()
-        total, count, lost = self._kl[self._names[id(term)]]
-        # 0 / 0 before the first batch; and what was lost in the latest is not known.
-        return torch.where(lost > 0, torch.nan, total / count)
+        total, count, latest = self._kl[self._names[id(term)]]
+        # 0 / 0 before the first batch. After one that is not finite, nothing is known.
+        return torch.where(latest.isfinite(), total / count, torch.nan)
 
     def _tell(self) -> None:
         """Say once that a weight has long been of no help."""
@@ -303,3 +288,12 @@ class TermWeights:
             f"{name} has weight {kept.weight:.3g}, {times:.3g} times its first, and "
             f"error {error:.3g}"
         )
+
+
+def _error(term: AbstractTerm, figure: float, targets: Targets) -> float:
+    """Return the error of what a target is about; a place in the band is one."""
+    if isinstance(term, ContrastPenalty):
+        return targets.slope_error(figure)
+    if isinstance(term, ReferenceKL):
+        return targets.kl_error(figure)
+    return figure

@@ -266,8 +266,8 @@ def watch(
         monitor: What to log; None logs nothing but the terms.
         terms: What to add, for instance `emoreg.presets.decouple(...)`.
         reference: Units and passages. None takes the terms' own.
-        targets: Sets the weights, the first ones if `w.terms` gets `task=`. None takes
-            the terms' own, or leaves the weights as given.
+        targets: From which the weights are set; the first ones only if `w.terms` gets
+            `task=`. None takes the terms' own, or leaves the weights as given.
         accelerator: An `accelerate.Accelerator`, if the loop has one.
         quiet: No progress bars while passages are read.
 

@@ -43,6 +43,7 @@ def undisturbed(trainer: Any) -> Iterator[None]:
         # It would scale gradients, and they are compared here.
         trainer.accelerator.scaler = None
         regularizer.gradients.every = 0  # these steps are looked at one by one
+        regularizer.term_weights.release()  # with the weights as they are
         _checkpoint(model, trainer.args)
         yield
 
