@@ -86,23 +86,23 @@ class Targets:
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetWeight:
-    """A weight that is set by its target's error.
+    """A weight that is set by its target's error `e`.
 
-    `log weight += 0.1 (e - e_before) + 0.02 clip(e, -0.2, 0.2)`, within a factor of 20
-    of its start (a PI controller on the log weight; damping pure dual ascent in this
-    way is Stooke et al., https://arxiv.org/abs/2007.03964, the clipped multiplicative
-    step Ziegler et al., https://arxiv.org/abs/1909.08593). While the weight is at a
-    limit and the error pushes further, the integral stands still: otherwise it would
-    grow all the time, and the weight would stay at its limit long after the target is
-    met.
+    `log weight = log start + 0.1 e + sum over updates of 0.02 clip(e, -0.2, 0.2)`,
+    within a factor of 20 of its start (a PI controller on the log weight; damping pure
+    dual ascent in this way is Stooke et al., https://arxiv.org/abs/2007.03964, the
+    clipped multiplicative step Ziegler et al., https://arxiv.org/abs/1909.08593).
+    While the weight is at a limit and the error pushes further, the sum stands still:
+    otherwise it would grow all the time, and the weight would stay at its limit long
+    after the target is met.
     """
 
     start: float
     """The first weight, above 0."""
-    offset: float = 0.0
-    """Log of how many times the start it is, before the limits."""
-    error: float | None = None
-    """That of the latest update, as the weight followed it; None before the first."""
+    error: float = 0.0
+    """That of the latest update, as the weight followed it; 0 before the first."""
+    integral: float = 0.0
+    """The sum over updates."""
     stuck: int = 0
     """Updates in a row that could not help: at a limit with the target missed, or
     without a finite error."""
@@ -111,12 +111,17 @@ class TargetWeight:
     def weight(self) -> float:
         """Return the weight, within its limits."""
         most = math.log(RANGE)
-        return self.start * math.exp(min(max(self.offset, -most), most))
+        return self.start * math.exp(min(max(self._offset, -most), most))
 
     @property
     def at_limit(self) -> bool:
         """Return whether the limits hold the weight back."""
-        return abs(self.offset) >= math.log(RANGE)
+        return abs(self._offset) >= math.log(RANGE)
+
+    @property
+    def _offset(self) -> float:
+        """Return the log of how many times the start it would be without limits."""
+        return PROPORTIONAL * self.error + self.integral
 
     def moved(self, error: float, *, missed: bool) -> "TargetWeight":
         """Return the weight after an update.
@@ -127,11 +132,10 @@ class TargetWeight:
         """
         if not math.isfinite(error):
             return replace(self, stuck=self.stuck + 1)
-        before = error if self.error is None else self.error
-        offset = self.offset + PROPORTIONAL * (error - before)
-        if not (abs(offset) >= math.log(RANGE) and offset * error > 0):
-            offset += INTEGRAL * min(max(error, -CLIP), CLIP)
-        found = replace(self, offset=offset, error=error)
+        found = replace(self, error=error)
+        if not (found.at_limit and found._offset * error > 0):
+            step = INTEGRAL * min(max(error, -CLIP), CLIP)
+            found = replace(found, integral=self.integral + step)
         stuck = self.stuck + 1 if found.at_limit and missed else 0
         return replace(found, stuck=stuck)
 
@@ -157,12 +161,26 @@ def updated(
     moved = {}
     for name, weight in weights.items():
         own = followed = errors[name]
-        if name not in guards and over > 0:
-            followed = min(own, -over) if math.isfinite(own) else -over
-        elif name not in guards and not known:
-            followed = min(own, 0.0) if math.isfinite(own) else own
+        if name not in guards:
+            followed = _yielding(own, weight.error, over=over, known=known)
         moved[name] = weight.moved(followed, missed=not own <= 0)
     return moved
+
+
+def _yielding(own: float, before: float, *, over: float, known: bool) -> float:
+    """Return what a weight follows that gives way to the guards.
+
+    Args:
+        own: Its target's error.
+        before: What it followed last, above which is growth.
+        over: How far the guards' targets are missed.
+        known: Whether all of them were measured.
+    """
+    if over > 0:
+        return min(own, -over) if math.isfinite(own) else -over
+    if known or not math.isfinite(own):
+        return own
+    return min(own, before, 0.0)
 
 
 def first_weight(

@@ -129,7 +129,7 @@ class TermWeights:
         if self._targets is None:
             return {}
         weights = {
-            name: [w.start, w.offset, w.error, w.stuck]
+            name: [w.start, w.error, w.integral, w.stuck]
             for name, w in self._weights.items()
         }
         return {
@@ -160,9 +160,9 @@ class TermWeights:
             if name in state["norms"]:
                 self._norms[name] = list(state["norms"][name])
             if name in state["weights"]:
-                start, offset, error, stuck = state["weights"][name]
+                start, error, integral, stuck = state["weights"][name]
                 self._weights[name] = TargetWeight(
-                    start=start, offset=offset, error=error, stuck=stuck
+                    start=start, error=error, integral=integral, stuck=stuck
                 )
             if name in state["kl"]:
                 self._kl[name] = state["kl"][name].to(device)
