@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from emoreg.losses.contrast import ContrastPenalty
     from emoreg.losses.energy import EnergyDistance
     from emoreg.losses.reroute import RerouteAnchor
+    from emoreg.losses.targets import Targets
     from emoreg.residual.capture import capture
     from emoreg.training.adapters import lora_config
     from emoreg.training.attach import attach, detach
@@ -76,6 +77,7 @@ __all__ = [
     "ReferenceKL",
     "RerouteAnchor",
     "Reward",
+    "Targets",
     "VectorFitter",
     "attach",
     "audit",
@@ -119,6 +121,7 @@ _HOMES = {
     "ReferenceKL": "emoreg.losses.anchors",
     "RerouteAnchor": "emoreg.losses.reroute",
     "Reward": "emoreg.training.outcomes.sources",
+    "Targets": "emoreg.losses.targets",
     "VectorFitter": "emoreg.vectors.fit",
     "attach": "emoreg.training.attach",
     "audit": "emoreg.comparison.audit.audit",

@@ -41,6 +41,7 @@ PUBLIC = {
     "ReferenceKL",
     "RerouteAnchor",
     "Reward",
+    "Targets",
     "VectorFitter",
     "attach",
     "audit",
