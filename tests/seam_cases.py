@@ -25,6 +25,7 @@ from trl import SFTConfig, SFTTrainer  # pyright: ignore
 
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
 from emoreg.losses.presets import Terms, decouple
+from emoreg.losses.targets import Targets
 from emoreg.losses.term import DecisionReadings, Probe
 from emoreg.training.adapters import lora_config
 from emoreg.training.attach import attach
@@ -438,6 +439,8 @@ class Job:
     changes: dict[str, Any] = field(default_factory=dict)
     alerts: list[dict[str, Any]] = field(default_factory=list)
     log_texts: int = 0
+    kl_budget: float | None = None
+    """With one, weights are set by targets; None: they stay."""
 
 
 def write_files(
@@ -494,6 +497,9 @@ def main(folder: Path, name: str) -> None:
     vectors = EmotionVectors.load(folder / "vectors.safetensors")
     reference = Reference.load(folder / "reference.safetensors")
     terms = make_terms(vectors, reference, **job.weights)
+    targets = None
+    if job.kl_budget is not None:  # the terms keep nothing of the slope
+        targets = Targets(slope_reduction=1.0, kl_budget=job.kl_budget)
     for term in terms:
         if isinstance(term, MeaningAnchor | ReferenceKL):
             # All passages each time, so that the number of processes is no matter.
@@ -516,15 +522,19 @@ def main(folder: Path, name: str) -> None:
         terms=terms,
         outcome="failed",
         reference=reference,
+        targets=targets,
     )
     start = weights(trainer)
     trainer.train()
+    own = torch.tensor([[term.weight for term in terms]], dtype=torch.float64)
+    all_weights = trainer.accelerator.gather(own)
     if trainer.is_world_process_zero():
         result = {
             "log": trainer.state.log_history,
             "weights": weights(trainer),
             "start": start,
             "processes": trainer.accelerator.num_processes,
+            "term_weights": all_weights,  # a row per process
         }
         torch.save(result, folder / f"{name}.pt")
 

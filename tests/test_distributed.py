@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from emoreg.training.watching.log_file import NAME
 pytestmark = pytest.mark.slow
 
 WEIGHTS = {"contrast": 1.0, "band": 0.1, "meaning": 1.0, "kl": 1.0}
+GIVEN = (0.5, 0.5, 0.1, 1.0, 1.0)
+"""The same by term: two readers share the contrast's."""
 # Sums in another order, over 4 steps: relative to the largest entry, and on average.
 LARGEST, MEAN = 3e-4, 1e-6
 
@@ -88,6 +91,28 @@ def test_two_processes_equal_one(folder: Path, peft: bool) -> None:
     assert figures(half)[0] != pytest.approx(figures(one)[0], rel=1e-3, abs=1e-3)
     for key in ("emotion_gradient/task", "emotion_gradient/contrast-lda"):
         assert figures(half)[0][key] != pytest.approx(figures(one)[0][key], rel=1e-2)
+
+
+def test_two_processes_set_the_same_weights_as_one(folder: Path) -> None:
+    """First weights from the first batches, then an update on targets."""
+    rows = [dict(row) for row in cases.make_rows(16)]
+
+    def run(name: str, batch: int, processes: int = 1) -> dict[str, Any]:
+        made = job(rows, batch=batch)
+        made = replace(made, kl_budget=1e-4, changes={**made.changes, "max_steps": 11})
+        return cases.run_job(folder, name, made, processes=processes)
+
+    one, two, half = run("one", 4), run("two", 2, 2), run("half", 2)
+    assert len(two["term_weights"]) == 2
+    assert torch.equal(two["term_weights"][0], two["term_weights"][1])
+    assert "emotion_error/kl" in figures(two)[-1]
+    together, alone = two["term_weights"][0].tolist(), one["term_weights"][0].tolist()
+    assert together == pytest.approx(alone, rel=1e-3)
+    # Control: half of the batch sets other weights, and all of them were set.
+    assert half["term_weights"][0].tolist() != pytest.approx(alone, rel=1e-2)
+    assert len(alone) == len(GIVEN)
+    for found, given in zip(alone, GIVEN, strict=True):
+        assert found != pytest.approx(given, rel=1e-2)
 
 
 @pytest.mark.cell(
