@@ -124,6 +124,7 @@ def judged(table: Any, vectors: EmotionVectors) -> Any:
     def made(
         after: Readings | None = None,
         arms: dict[str, Readings] | None = None,
+        both: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Audit:
         return audit(
@@ -133,8 +134,10 @@ def judged(table: Any, vectors: EmotionVectors) -> Any:
             gate=table(prefix="other", seed=2),
             arms={"placebo": table(0.95, seed=3)} if arms is None else arms,
             evidence={
-                "before": evidence(vectors),
-                "after": evidence(vectors, seed=1, **{"words": calmer, **changes}),
+                "before": evidence(vectors, **(both or {})),
+                "after": evidence(
+                    vectors, seed=1, **{"words": calmer, **(both or {}), **changes}
+                ),
             },
         )
 
@@ -231,6 +234,55 @@ def test_placebo_and_data_alone_are_held_against_it(judged: Any, table: Any) -> 
     assert found["E14 beyond control"] == "passed"
     without = by_name(judged(arms={}))
     assert without["E14 beyond placebo"] == "not run"
+
+
+def test_a_model_that_is_the_control_goes_beyond_nothing(
+    judged: Any, table: Any
+) -> None:
+    after = table(0.2, seed=1, guards=KL)
+    found = by_name(judged(after, arms={"placebo": after}))
+    assert found["E14 beyond placebo"] == "missed"
+
+
+def test_calm_is_held_against_the_same_tasks(
+    table: Any, vectors: EmotionVectors
+) -> None:
+    """That some tasks are calmer than others says nothing of training."""
+
+    def moved(scale: float, seed: int, offset: float = 0.0) -> Readings:
+        found = table(scale, seed=seed, guards=KL)
+        values, calm = found.values.copy(), EMOTIONS.index("calm")
+        order = np.array([int(p[-2:]) for p in found.segments["prompt"].to_pylist()])
+        values[..., calm] += 1.5 + 0.2 * order[:, None, None]  # their own levels
+        failing = np.array(found.segments["variant"].to_pylist()) == "fail"
+        values[failing, ..., calm] += offset
+        return replace(found, values=values.astype(np.float32))
+
+    def verdict(after: Readings) -> tuple[str, float]:
+        gate = table(prefix="other", seed=2)
+        found = audit(moved(1.0, 0), after, vectors, gate=gate)
+        check = next(c for c in found.checks if c.name == "calm after failure")
+        assert check.headline is not None
+        return check.verdict, check.headline.value
+
+    assert verdict(moved(0.05, 1))[0] == "passed"
+    assert verdict(moved(1.0, 1))[0] == "missed"  # as far below success as before
+    name, distance = verdict(moved(0.05, 1, offset=1.0))
+    assert name == "missed"  # too calm
+    assert distance == pytest.approx(1.0, abs=0.15)
+
+
+def test_what_was_not_there_can_not_be_kept(judged: Any) -> None:
+    """Two random slopes have any ratio; a large one passes nothing."""
+    draw = np.random.default_rng(5)
+    found = judged(
+        both={"dose_slopes": lambda x: 0.01 + 0.3 * draw.normal(size=x.shape)}
+    )
+    check = next(c for c in found.checks if c.name == "E6 doses")
+    assert check.verdict == "not run"
+    assert "standard errors" in check.not_run
+    assert "E6 doses" in found.open
+    assert found.verdict != "PASS"
 
 
 def test_what_comes_back_warns(judged: Any, table: Any) -> None:

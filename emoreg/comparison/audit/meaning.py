@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from emoreg.comparison.audit.case import AFTER, BEFORE, Case
+from emoreg.comparison.audit.case import AFTER, BASE_ERRORS, BEFORE, Case
 from emoreg.comparison.evidence.evidence import Evidence
-from emoreg.statistics.bootstrap import Interval, bootstrap_ratio
+from emoreg.comparison.figures import slope_in_standard_errors
+from emoreg.statistics.bootstrap import bootstrap_ratio
 from emoreg.statistics.effects import bootstrap_cliffs_delta
 from emoreg.validation.check import Check, Figure
 from emoreg.vectors.emotion_vectors import LDA
@@ -138,26 +139,29 @@ def _areas(case: Case, evidence: Evidence, layer: int) -> _Area:
 
 def _stories(case: Case) -> Check:
     hits = [case.evidence[arm].story_hits for arm in (BEFORE, AFTER)]
-    left = _kept(case, hits[1], hits[0])
     return _share_check(
+        case,
         "E6 stories",
         "Does the model still tell the emotions of held-out stories apart?",
-        f"{left.n} held-out stories, the LDA reader fitted before; accuracy after over "
-        "accuracy before, paired by story.",
-        left,
-        STORIES_KEPT,
+        f"{len(hits[0])} held-out stories, the LDA reader fitted before; accuracy "
+        "after over accuracy before, paired by story.",
+        after=hits[1],
+        before=hits[0],
+        threshold=STORIES_KEPT,
     )
 
 
 def _doses(case: Case) -> Check:
     before, after = (_dose_slopes(case, case.evidence[arm]) for arm in (BEFORE, AFTER))
     return _share_check(
+        case,
         "E6 doses",
         "Does grave news still read as grave, when only a number changes?",
         "Slope of the expected emotions' readings over the dose, LDA reader, mean over "
         "the audit layers, paired by template.",
-        _kept(case, after, before),
-        SLOPES_KEPT,
+        after=after,
+        before=before,
+        threshold=SLOPES_KEPT,
     )
 
 
@@ -190,7 +194,8 @@ def _distress(case: Case) -> Check:
     if np.isnan(before).any():
         said = "the vectors have no such emotion"
         return Check(name=name, question=asked, method=method, not_run=said)
-    return _share_check(name, asked, method, _kept(case, after, before), SLOPES_KEPT)
+    both = {"after": after, "before": before, "threshold": SLOPES_KEPT}
+    return _share_check(case, name, asked, method, **both)
 
 
 def _words(case: Case) -> Check:
@@ -205,7 +210,8 @@ def _words(case: Case) -> Check:
     if len(before) < 2:
         said = "too few emotion words begin with a token of their own"
         return Check(name=name, question=asked, method=method, not_run=said)
-    return _share_check(name, asked, method, _kept(case, after, before), SLOPES_KEPT)
+    both = {"after": after, "before": before, "threshold": SLOPES_KEPT}
+    return _share_check(case, name, asked, method, **both)
 
 
 def _gain_slopes(evidence: Evidence) -> Float[np.ndarray, " emotion"]:
@@ -231,21 +237,33 @@ def _neutral(case: Case) -> Check:
     )
 
 
-def _kept(
-    case: Case, after: Float[np.ndarray, " text"], before: Float[np.ndarray, " text"]
-) -> Interval:
-    return bootstrap_ratio(
-        after.astype(np.float64)[:, None],
-        before.astype(np.float64)[:, None],
+def _share_check(
+    case: Case,
+    name: str,
+    question: str,
+    method: str,
+    *,
+    after: Float[np.ndarray, " text"],
+    before: Float[np.ndarray, " text"],
+    threshold: float,
+) -> Check:
+    """Return a check of the share that is kept, where there was something to keep."""
+    blank = Check(name=name, question=question, method=method)
+    after, before = after.astype(np.float64), before.astype(np.float64)
+    errors = float(slope_in_standard_errors(before[:, None])[0])
+    if errors <= BASE_ERRORS:
+        said = (
+            f"the base model has too little of it to be kept: {before.mean():+.3g}, "
+            f"{errors:.1f} standard errors; after {after.mean():+.3g}"
+        )
+        return replace(blank, not_run=said)
+    kept = bootstrap_ratio(
+        after[:, None],
+        before[:, None],
         seed=case.seed,
         n_resamples=case.n_resamples,
         keep=False,
     ).at(0)
-
-
-def _share_check(
-    name: str, question: str, method: str, kept: Interval, threshold: float
-) -> Check:
     figure = Figure(
         name="share kept",
         value=kept.estimate,
@@ -253,11 +271,4 @@ def _share_check(
         high=kept.high,
         count=kept.n,
     )
-    return Check(
-        name=name,
-        question=question,
-        method=method,
-        headline=figure,
-        threshold=threshold,
-        figures=(figure,),
-    )
+    return replace(blank, headline=figure, threshold=threshold, figures=(figure,))

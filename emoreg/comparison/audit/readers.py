@@ -23,6 +23,8 @@ MOVED = 0.25
 """How far success, and calm after failure, may stand from where success was, in
 `sigma_ref`."""
 NONLINEAR = "mlp-"
+STRICTLY = 1e-6
+"""Below 0 means below it: a model that is the other arm goes beyond nothing."""
 
 
 def held_out_readers(case: Case) -> list[Check]:
@@ -249,14 +251,20 @@ def calm_level(case: Case) -> Check:
         name="calm after failure",
         question="Is calm after failure near where it is after success?",
         method=(
-            "Distance of calm on failing versions from the success level of the "
-            "reference, mean over the audit layers, sigma_ref; the median reader."
+            "Calm on failing versions after training minus calm on passing versions "
+            "of the same tasks before it, mean over the audit layers, sigma_ref; the "
+            "median reader's distance from 0. Paired by task: tasks differ in calm by "
+            "more than failure moves it."
         ),
     )
     known = "calm" in case.tables[BEFORE].emotions
     figures = []
     for reader in case.readers if known else ():
-        read = case.pooled(case.slopes[AFTER].failing, reader=reader, emotions=["calm"])
+        read = case.pooled(
+            case.slopes[AFTER].failing - case.slopes[BEFORE].passing,
+            reader=reader,
+            emotions=["calm"],
+        )
         if np.isfinite(read).all():
             level = bootstrap_mean(read[:, None], seed=case.seed, keep=False).at(0)
             figures.append(
@@ -331,6 +339,6 @@ def _beyond(case: Case, arm: str, gap: Float[np.ndarray, " prompt"]) -> Check:
             "paired by prompt."
         ),
         headline=headline,
-        threshold=0.0,
+        threshold=-STRICTLY,
         figures=(headline, gap_figure),
     )
