@@ -125,6 +125,23 @@ def plain_reroute(values: Tensor, failure: Tensor, reference: Tensor) -> Tensor:
     return total
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.7])
+def test_the_reroute_anchor_can_hold_success_too(factor: float) -> None:
+    """What failing and succeeding segments share is free, unless it is held."""
+    values, reference = draw("reroute", 6)
+    failure = numbers(1, 0, 1, 0, 0, 1)
+    term = RerouteAnchor(Complement.outside([probe()]), SIZE, decay=0.0, anchor=factor)
+    value, found = gradient(term, values, failure, reference)
+    plain, without = gradient(reroute(), values, failure, reference)
+    x = values.detach().clone().requires_grad_()
+    moved = (x - reference)[failure == 0]
+    held = (moved.square().sum(-1) / SIZE).mean()
+    (pull,) = torch.autograd.grad(held, x)
+    torch.testing.assert_close(value, plain + factor * held.detach())
+    torch.testing.assert_close(found, without + factor * pull)
+    assert bool(found[failure == 0].any()) == bool(factor)
+
+
 def plain_symmetric(values: Tensor, failure: Tensor, reference: Any) -> Tensor:
     failing, succeeding = sides(
         values if reference is None else values - reference, failure

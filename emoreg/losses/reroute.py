@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emoreg.losses.means import Sides, dual_form
+from emoreg.losses.means import Sides, dual_form, present, share, weighted_sum
 from emoreg.losses.term import (
     AbstractDecisionTerm,
     AbstractProbe,
@@ -116,6 +116,7 @@ class RerouteAnchor(AbstractDecisionTerm):
         *,
         weight: float = 0.3,
         decay: float = 0.9,
+        anchor: float = 0.0,
     ) -> None:
         """Make the term.
 
@@ -125,6 +126,8 @@ class RerouteAnchor(AbstractDecisionTerm):
                 the term is a share of it.
             weight: Factor of the term; 0.3 times that of `ContrastPenalty` is a start.
             decay: Memory of the running means.
+            anchor: Factor of `mean over succeeding segments, l of
+                ||P(h - h_ref)||^2 / ||D_ref||^2`: holds what both sides share too.
 
         Raises:
             ValueError: If a size is not above 0, the weight negative, or `decay`
@@ -136,7 +139,7 @@ class RerouteAnchor(AbstractDecisionTerm):
                 f"it, got {size.tolist()}. Give it failing and succeeding segments"
             )
         self.name, self.weight = "reroute", checked_weight(weight)
-        self.probe, self._size = probe, size
+        self.probe, self._size, self._anchor = probe, size, anchor
         shape = torch.Size((len(probe.layers), probe.width))
         self._sides = Sides(shape, decay)
 
@@ -161,13 +164,26 @@ class RerouteAnchor(AbstractDecisionTerm):
         sums = self._sides.add(moved, readings, reduce)
         apart = self._sides.gap
         slope = 2 * apart / self._size[:, None]
-        return dual_form(
+        loss = dual_form(
             (apart.square().sum(1) / self._size).mean(),
             (slope * sums.failing).sum(1).mean(),
             sums.failing_count,
             reduce(readings.failing_step),
             reduce,
         )
+        return loss + self._anchor * self._success(moved, readings, reduce)
+
+    def _success(
+        self,
+        moved: Float[Tensor, "segment layer d_model"],
+        readings: DecisionReadings,
+        reduce: Reduce,
+    ) -> Tensor:
+        """Return how far success has moved, as a share of the contrast."""
+        weight = readings.succeeding
+        squares = present(moved, weight).square() / self._size[:, None]
+        held = weighted_sum(squares, weight).sum(1).mean()
+        return held * share(reduce(readings.succeeding_step), reduce)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the running means, the latest step's segments among them."""
