@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from emoreg.losses.contrast import ContrastPenalty
     from emoreg.losses.energy import EnergyDistance
     from emoreg.losses.reroute import RerouteAnchor
+    from emoreg.losses.steered import SteeredRobustness
     from emoreg.losses.targets import Targets
     from emoreg.residual.capture import capture
     from emoreg.training.adapters import lora_config
@@ -77,6 +78,7 @@ __all__ = [
     "ReferenceKL",
     "RerouteAnchor",
     "Reward",
+    "SteeredRobustness",
     "Targets",
     "VectorFitter",
     "attach",
@@ -121,6 +123,7 @@ _HOMES = {
     "ReferenceKL": "emoreg.losses.anchors",
     "RerouteAnchor": "emoreg.losses.reroute",
     "Reward": "emoreg.training.outcomes.sources",
+    "SteeredRobustness": "emoreg.losses.steered",
     "Targets": "emoreg.losses.targets",
     "VectorFitter": "emoreg.vectors.fit",
     "attach": "emoreg.training.attach",

@@ -41,6 +41,7 @@ PUBLIC = {
     "ReferenceKL",
     "RerouteAnchor",
     "Reward",
+    "SteeredRobustness",
     "Targets",
     "VectorFitter",
     "attach",

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from emoreg.losses.term import (
-    AbstractTerm,
+    AbstractPassageTerm,
     PassageReadings,
     Probe,
     checked_weight,
@@ -16,7 +16,7 @@ from emoreg.losses.term import (
 
 
 @final
-class MeaningAnchor(AbstractTerm):
+class MeaningAnchor(AbstractPassageTerm):
     """Keeps readings of stories where they were.
 
     `L = mean over story tokens, layers, emotions of Huber(p - p_ref)`.
@@ -49,7 +49,7 @@ class MeaningAnchor(AbstractTerm):
 
 
 @final
-class ReferenceKL(AbstractTerm):
+class ReferenceKL(AbstractPassageTerm):
     """Keeps the next-token distribution near the reference's.
 
     `L = mean over tokens of KL(reference || model)`, in nat per token. The reference

@@ -153,6 +153,15 @@ class AbstractTerm(ABC):
         del state
 
 
+class AbstractPassageTerm(AbstractTerm):
+    """A term on texts of its own, in a forward-backward pair beside the task's."""
+
+    every: int
+    """Optimizer steps from one such pair to the next."""
+    passages: int
+    """Texts in it."""
+
+
 class AbstractDecisionTerm(AbstractTerm):
     """A term on readings at the decision tokens of the trainer's own batch."""
 

@@ -1,9 +1,9 @@
-"""Passages beside the task: fixed texts whose readings and predictions are anchored."""
+"""Passages beside the task: which, how they are held, and when their turn is."""
 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 import torch.nn as nn
@@ -16,7 +16,7 @@ from emoreg.losses.anchors import (
     prediction_mask,
     top_log_probs,
 )
-from emoreg.losses.term import PassageReadings, Probe
+from emoreg.losses.term import AbstractPassageTerm, PassageReadings, Probe
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured, capture
 from emoreg.residual.layers import unwrapped
@@ -26,6 +26,31 @@ from emoreg.training.layouts import Layout
 Ids = Sequence[int]
 _MAX_ROW_TOKENS = 1024
 """Where the run's own rows are cut: each token keeps `k` numbers in memory."""
+
+
+@runtime_checkable
+class Anchor(Protocol):
+    """Texts on which a term has a forward-backward pair of its own, now and then."""
+
+    @property
+    def term(self) -> AbstractPassageTerm:
+        """Return the term that they are for."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Return how many texts there are."""
+        ...
+
+    def cache(self, model: nn.Module) -> None:
+        """Keep what the term needs of the model as it is now: the reference."""
+        ...
+
+    def loss(
+        self, model: nn.Module, rows: Sequence[int], device: torch.device, step: int = 0
+    ) -> Tensor:
+        """Return the unweighted term on the texts `rows`, by one forward pass."""
+        ...
 
 
 @final
@@ -38,6 +63,11 @@ class StoryAnchor:
         """Hold the stories; `cache` reads them."""
         self.term, self.stories, self.quiet = term, tuple(stories), quiet
         self._readings: dict[int, Tensor] = {}
+
+    @property
+    def count(self) -> int:
+        """Return how many stories there are."""
+        return len(self.stories)
 
     def cache(self, model: nn.Module) -> None:
         """Read every story with the model as it is now, which is the reference."""
@@ -57,10 +87,11 @@ class StoryAnchor:
         )
 
     def loss(
-        self, model: nn.Module, rows: Sequence[int], device: torch.device
+        self, model: nn.Module, rows: Sequence[int], device: torch.device, step: int = 0
     ) -> Tensor:
         """Return the unweighted term on the stories `rows`, by one forward pass."""
-        ids, mask = _batch([self.stories[row] for row in rows], device)
+        del step
+        ids, mask = padded_texts([self.stories[row] for row in rows], device)
         reference = nn.utils.rnn.pad_sequence(
             [self._readings[row] for row in rows], batch_first=True
         ).to(device)
@@ -124,6 +155,11 @@ class PredictionAnchor:
         self._log_probs: list[Tensor] = []
         self._ids: list[Tensor] = []
 
+    @property
+    def count(self) -> int:
+        """Return how many texts there are."""
+        return len(self.texts)
+
     @torch.no_grad()
     def cache(self, model: nn.Module) -> None:
         """Keep the top log-probabilities of the model as it is now."""
@@ -139,9 +175,10 @@ class PredictionAnchor:
         model.train(was_training)
 
     def loss(
-        self, model: nn.Module, rows: Sequence[int], device: torch.device
+        self, model: nn.Module, rows: Sequence[int], device: torch.device, step: int = 0
     ) -> Tensor:
         """Return the unweighted term on the texts `rows`, by one forward pass."""
+        del step
         kept = self._predictions(model, rows, device)
         reference = torch.cat([self._log_probs[row] for row in rows]).to(device)
         top = torch.cat([self._ids[row] for row in rows]).to(device)
@@ -151,15 +188,12 @@ class PredictionAnchor:
         self, model: nn.Module, rows: Sequence[int], device: torch.device
     ) -> Float[Tensor, "token vocab"]:
         texts = [self.texts[row] for row in rows]
-        ids, mask = _batch([text.ids for text in texts], device)
+        ids, mask = padded_texts([text.ids for text in texts], device)
         held = nn.utils.rnn.pad_sequence(
             [torch.tensor(list(text.held)) for text in texts], batch_first=True
         ).to(device)
         logits = model(input_ids=ids, attention_mask=mask.long()).logits
         return logits[prediction_mask(held)]
-
-
-Anchor = StoryAnchor | PredictionAnchor
 
 
 def rows_of_step(
@@ -183,11 +217,6 @@ def due(anchors: Sequence[Anchor], step: int) -> list[Anchor]:
     ]
 
 
-def passages_of(anchor: Anchor) -> int:
-    """Return how many passages an anchor holds."""
-    return len(anchor.stories if isinstance(anchor, StoryAnchor) else anchor.texts)
-
-
 def run_auxiliary(
     anchor: Anchor,
     model: nn.Module,
@@ -201,12 +230,12 @@ def run_auxiliary(
     """Run one auxiliary forward-backward pair and return the unweighted value."""
     rows = rows_of_step(
         step // anchor.term.every,
-        count=passages_of(anchor),
+        count=anchor.count,
         size=anchor.term.passages,
         process=process,
         processes=processes,
     )
-    value = anchor.loss(model, rows, device)
+    value = anchor.loss(model, rows, device, step)
     if not value.requires_grad:
         raise RuntimeError(
             f"the {anchor.term.name!r} term must carry gradient and does not: is any "
@@ -238,9 +267,10 @@ def _read_all(
     return torch.stack(readings, dim=2)
 
 
-def _batch(
+def padded_texts(
     sequences: Sequence[Ids], device: torch.device
 ) -> tuple[Int[Tensor, "passage pos"], Bool[Tensor, "passage pos"]]:
+    """Return texts as one batch, padded on the right, and which tokens are real."""
     rows = [torch.tensor(list(ids)) for ids in sequences]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])

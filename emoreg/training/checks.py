@@ -6,8 +6,10 @@ from typing import Any
 import torch
 
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
+from emoreg.losses.steered import Push, SteeredRobustness
 from emoreg.losses.term import (
     AbstractDecisionTerm,
+    AbstractProbe,
     AbstractTerm,
     refuse_audit_items,
     refuse_mixed_placebo,
@@ -52,9 +54,11 @@ def check_needs(
             "what `emoreg.calibrate` returned"
         )
     head = getattr(unwrapped(model), "get_output_embeddings", lambda: None)()
-    if head is None and any(isinstance(t, ReferenceKL) and t.weight for t in terms):
+    speaking = [t for t in terms if isinstance(t, ReferenceKL | SteeredRobustness)]
+    needing = [term.name for term in speaking if term.weight]
+    if head is None and needing:
         raise ValueError(
-            "kl needs a language-model head, whose predictions it holds; "
+            f"{needing[0]} needs a language-model head, whose predictions it holds; "
             f"{type(unwrapped(model)).__name__} has none. Use weight 0"
         )
 
@@ -221,11 +225,21 @@ def trains_below(model: torch.nn.Module, layer: int) -> bool:
     return any(p.requires_grad and id(p) not in late for p in model.parameters())
 
 
-def _check_probes(terms: Sequence[AbstractTerm], width: int, depth: int) -> None:
+def _acting(
+    terms: Sequence[AbstractTerm],
+) -> list[tuple[AbstractTerm, AbstractProbe | Push]]:
+    """Return the terms that act on directions, and which."""
+    found: list[tuple[AbstractTerm, AbstractProbe | Push]] = []
     for term in terms:
-        if not isinstance(term, AbstractDecisionTerm | MeaningAnchor):
-            continue
-        probe = term.probe
+        if isinstance(term, AbstractDecisionTerm | MeaningAnchor):
+            found.append((term, term.probe))
+        elif isinstance(term, SteeredRobustness):
+            found.append((term, term.push))
+    return found
+
+
+def _check_probes(terms: Sequence[AbstractTerm], width: int, depth: int) -> None:
+    for term, probe in _acting(terms):
         if probe.directions.shape[-1] != width or max(probe.layers) >= depth:
             raise ValueError(
                 f"the terms must read this model: {term.name} has width "
@@ -235,13 +249,13 @@ def _check_probes(terms: Sequence[AbstractTerm], width: int, depth: int) -> None
 
 
 def _refuse_audit(terms: Sequence[AbstractTerm], roles: Roles, plan: LayerPlan) -> None:
-    reading = [t for t in terms if isinstance(t, AbstractDecisionTerm | MeaningAnchor)]
-    refuse_mixed_placebo([term.probe.reader for term in reading])
-    for term in reading:
+    acting = [probe for _, probe in _acting(terms)]
+    refuse_mixed_placebo([probe.reader for probe in acting])
+    for probe in acting:
         refuse_audit_items(
             roles,
-            emotions=term.probe.emotions,
-            layers=term.probe.layers,
+            emotions=probe.emotions,
+            layers=probe.layers,
             audit_layers=plan.audit,
-            reader=term.probe.reader,
+            reader=probe.reader,
         )

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
+from emoreg.losses.anchors import MeaningAnchor
 from emoreg.losses.presets import Terms
 from emoreg.losses.term import (
     AbstractDecisionTerm,
@@ -21,17 +21,10 @@ from emoreg.losses.term import (
 )
 from emoreg.residual.capture import Captured, capture
 from emoreg.residual.tokens import TurnMarkers
-from emoreg.training.auxiliary import (
-    Anchor,
-    PredictionAnchor,
-    StoryAnchor,
-    due,
-    run_auxiliary,
-    spoken_rows,
-    texts_to_hold,
-)
+from emoreg.training.auxiliary import Anchor, due, run_auxiliary
 from emoreg.training.checks import check_fired, check_gradient
 from emoreg.training.gradients import GradientMeter
+from emoreg.training.held import anchors_of
 from emoreg.training.layouts import Layout
 from emoreg.training.ledger import Ledger
 from emoreg.training.outcomes.columns import Extras
@@ -101,22 +94,21 @@ class Regularizer:
 
         Args:
             dataset: The run's own data, of which `ReferenceKL` holds some predictions
-                beside those of neutral texts.
+                beside those of neutral texts, and on which `SteeredRobustness` trains.
             layout: How its rows become sequences.
+
+        Raises:
+            ValueError: If a term finds nothing to work on.
         """
-        if self.reference is None:
-            return
-        for term in self.terms:
-            if term.weight == 0:
-                continue
-            if isinstance(term, MeaningAnchor):
-                stories = self.reference.stories
-                self.anchors.append(StoryAnchor(term, stories, quiet=self.quiet))
-            elif isinstance(term, ReferenceKL):
-                neutral = self.reference.neutral
-                own = spoken_rows(dataset, layout, self.markers, count=len(neutral))
-                texts = texts_to_hold(neutral, own)
-                self.anchors.append(PredictionAnchor(term, texts))
+        self.anchors = anchors_of(
+            self.terms,
+            reference=self.reference,
+            dataset=dataset,
+            layout=layout,
+            tokenizer=self.tokenizer,
+            markers=self.markers,
+            quiet=self.quiet,
+        )
         for anchor in self.anchors:
             anchor.cache(self.model)
 
