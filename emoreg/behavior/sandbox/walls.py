@@ -1,0 +1,253 @@
+"""What the kernel is asked for to shut a process in: Linux alone.
+
+Runs in the keeper's processes, which are small and have one thread. The system calls
+are made by `ctypes`, so nothing has to be installed; system call filters are built by
+libseccomp where it is there. Each function raises `OSError` where the kernel refuses.
+"""
+
+import ctypes
+import errno
+import os
+import stat
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+NEW_MOUNTS, NEW_USERS, NEW_PROCESSES = 0x00020000, 0x10000000, 0x20000000
+NEW_NETWORK, NEW_IPC, NEW_HOST_NAME, NEW_CGROUPS = (
+    *(0x40000000, 0x08000000, 0x04000000, 0x02000000),
+)
+INSIDE = 1000
+"""User and group as which code runs in namespaces of its own."""
+
+_RECURSIVE, _PRIVATE, _NO_SUID, _NO_DEVICES, _DETACH = 0x4000, 1 << 18, 2, 4, 2
+_SET_DEATH_SIGNAL, _NO_NEW_PRIVILEGES, _SUBREAPER = 1, 38, 36
+# The same numbers on every architecture: calls newer than 2018.
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
+_HERE, _EMPTY_PATH, _WHOLE_TREE, _CLONE_TREE = -100, 0x1000, 0x8000, 1
+_ATTR_READ_ONLY, _ATTR_NO_SUID, _ATTR_NO_DEVICES = 1, 2, 4
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+    return result
+
+
+def _control(option: int, value: int) -> None:
+    zero = ctypes.c_ulong(0)
+    done = _libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero)
+    _checked(done, f"prctl {option}")
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends."""
+    _control(_SET_DEATH_SIGNAL, 9)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends."""
+    _control(_SUBREAPER, 1)
+
+
+def no_new_privileges() -> None:
+    """Rule out that a program run from here gains rights, as by set-user-id."""
+    _control(_NO_NEW_PRIVILEGES, 1)
+
+
+def drop_capabilities() -> None:
+    """Give up all rights beyond those of a plain user."""
+    header, data = struct.pack("=Ii", 0x20080522, 0), bytes(24)
+    _checked(_libc.capset(header, data), "capset")
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces that `flags` names for new ones."""
+    _checked(_libc.unshare(flags), "unshare")
+
+
+def _mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
+    encoded = [os.fsencode(text) for text in (source, target, kind)]
+    _checked(
+        _libc.mount(*encoded, ctypes.c_ulong(flags), data.encode()), f"mount {target}"
+    )
+
+
+def _restrict_mount(tree: int, path: str, flags: int, set_: int) -> None:
+    attributes = struct.pack("=QQQQ", set_, 0, 0, 0)
+    done = _libc.syscall(
+        _MOUNT_SETATTR, tree, path.encode(), flags, attributes, len(attributes)
+    )
+    _checked(done, "mount_setattr")
+
+
+def own_mounts() -> None:
+    """Have mounts of its own, of which nothing spreads outside."""
+    unshare(NEW_MOUNTS)
+    _mount("none", "/", "none", _RECURSIVE | _PRIVATE, "")
+
+
+def read_only_copies(paths: Iterable[str]) -> dict[str, int]:
+    """Return a read-only copy of the mount at each path, as an open file."""
+    copies = {}
+    for path in paths:
+        flags = _CLONE_TREE | _WHOLE_TREE | os.O_CLOEXEC
+        tree = _libc.syscall(_OPEN_TREE, _HERE, os.fsencode(path), flags)
+        copies[path] = _checked(tree, f"open_tree {path}")
+        set_ = _ATTR_READ_ONLY | _ATTR_NO_SUID
+        if not path.startswith("/dev/"):
+            set_ |= _ATTR_NO_DEVICES
+        _restrict_mount(tree, "", _EMPTY_PATH | _WHOLE_TREE, set_)
+    return copies
+
+
+def new_root(copies: dict[str, int], links: dict[str, str], size: int) -> None:
+    """Make a root of its own in memory: the copies, and a folder `/work` to write in.
+
+    Args:
+        copies: What `read_only_copies` returned.
+        links: Symbolic links, as of `/bin` to `usr/bin`.
+        size: Bytes that `/work` may hold.
+    """
+    flags = _NO_SUID | _NO_DEVICES
+    _mount("tmpfs", "/tmp", "tmpfs", flags, "size=1m,mode=755")
+    os.chdir("/tmp")
+    for path, tree in copies.items():
+        inside = path.lstrip("/")
+        os.makedirs(os.path.dirname(inside) or ".", exist_ok=True)
+        # By the open file: its path may be closed to the user that this is by now.
+        if stat.S_ISDIR(os.fstat(tree).st_mode):
+            os.makedirs(inside, exist_ok=True)
+        else:
+            os.close(os.open(inside, os.O_CREAT | os.O_WRONLY, 0o644))
+        done = _libc.syscall(_MOVE_MOUNT, tree, b"", _HERE, os.fsencode(inside), 4)
+        _checked(done, f"move_mount {path}")
+        os.close(tree)
+    for path, target in {**links, "/tmp": "work", "/dev/shm": "../work"}.items():
+        os.makedirs(os.path.dirname(path.lstrip("/")) or ".", exist_ok=True)
+        os.symlink(target, path.lstrip("/"))
+    os.mkdir("work")
+    _mount("tmpfs", "work", "tmpfs", flags, f"size={size},nr_inodes=4096,mode=700")
+    _restrict_mount(_HERE, ".", 0, _ATTR_READ_ONLY | _ATTR_NO_SUID | _ATTR_NO_DEVICES)
+    _checked(_libc.pivot_root(b".", b"."), "pivot_root")
+    _checked(_libc.umount2(b".", _DETACH), "umount2")
+    os.chdir("/work")
+
+
+# -- Landlock --------------------------------------------------------------------------
+
+_RUN_OR_READ, _FILE_ONLY, _EVERYTHING = 0b1101, 0b1100000000000111, 0xFFFF
+_NO_TCP, _NO_ABSTRACT_SOCKETS_NOR_SIGNALS = 0b11, 0b11
+
+
+def landlock_version() -> int:
+    """Return the kernel's Landlock version, 0 if it has none.
+
+    Version 6 (Linux 6.12) is the first that also keeps signals in.
+    """
+    return max(0, _libc.syscall(_LANDLOCK_CREATE, None, 0, 1))
+
+
+def landlock(readable: Iterable[str], writable: Iterable[str]) -> None:
+    """Shut every file away but those below `readable` and `writable`."""
+    if landlock_version() < 6:
+        raise OSError(errno.ENOSYS, "landlock: version 6 or later is not there")
+    rules = struct.pack("=QQQ", _EVERYTHING, _NO_TCP, _NO_ABSTRACT_SOCKETS_NOR_SIGNALS)
+    ruleset = _libc.syscall(_LANDLOCK_CREATE, rules, len(rules), 0)
+    _checked(ruleset, "landlock_create_ruleset")
+    allowed = [(path, _RUN_OR_READ) for path in readable]
+    allowed += [(path, _EVERYTHING) for path in writable]
+    for path, access in allowed:
+        file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        if not os.path.isdir(path):
+            access &= _FILE_ONLY
+        rule = struct.pack("=Qi", access, file)
+        _checked(_libc.syscall(_LANDLOCK_ADD, ruleset, 1, rule, 0), "landlock_add_rule")
+        os.close(file)
+    done = _libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0)
+    _checked(done, "landlock_restrict_self")
+    os.close(ruleset)
+
+
+# -- system call filters ---------------------------------------------------------------
+
+# Not needed for computing, and where most holes of the kernel were found; or a way to
+# take memory that no limit counts; or a way to the network or another process.
+_REFUSED = (
+    *("socket", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd"),
+    *("kcmp", "mount", "umount2", "move_mount", "open_tree", "fsopen", "fsmount"),
+    *("fsconfig", "fspick", "mount_setattr", "pivot_root", "chroot", "unshare"),
+    *("setns", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup"),
+    *("io_uring_enter", "io_uring_register", "keyctl", "add_key", "request_key"),
+    *("kexec_load", "kexec_file_load", "init_module", "finit_module"),
+    *("delete_module", "reboot", "swapon", "swapoff", "acct", "quotactl", "syslog"),
+    *("open_by_handle_at", "name_to_handle_at", "settimeofday", "clock_settime"),
+    *("clock_adjtime", "adjtimex", "iopl", "ioperm", "modify_ldt", "fanotify_init"),
+    *("memfd_create", "memfd_secret", "shmget", "msgget", "semget", "mq_open"),
+)
+_NAMESPACE_FLAGS = (
+    *(NEW_MOUNTS, NEW_USERS, NEW_PROCESSES, NEW_NETWORK, NEW_IPC),
+    *(NEW_HOST_NAME, NEW_CGROUPS),
+)
+_TYPE_INTO_TERMINAL = 0x5412
+_ALLOW, _ERROR, _EQUAL, _EQUAL_MASKED = 0x7FFF0000, 0x00050000, 4, 7
+
+
+class _Condition(ctypes.Structure):
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("first", ctypes.c_uint64),
+        ("second", ctypes.c_uint64),
+    )
+
+
+def _seccomp() -> Any:
+    return ctypes.CDLL("libseccomp.so.2")
+
+
+def load_early() -> None:
+    """Load what is used behind walls, where its file may be out of reach."""
+    try:
+        _seccomp()
+    except OSError:
+        pass  # then the levels that need it say so
+
+
+def filter_system_calls() -> None:
+    """Refuse, from now on and for all descendants, calls that computing does without.
+
+    Raises:
+        OSError: If libseccomp is not there, or the kernel takes no filter.
+    """
+    library = _seccomp()
+    library.seccomp_init.restype = ctypes.c_void_p
+    rules = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(_ALLOW)))
+
+    def refuse(call: str, code: int, *condition: int) -> None:
+        number = library.seccomp_syscall_resolve_name(call.encode())
+        if number == -1:  # a call younger than the library
+            return
+        of = _Condition(*condition)
+        done = library.seccomp_rule_add_array(
+            *(rules, ctypes.c_uint32(_ERROR | code), number),
+            *(ctypes.c_uint(bool(condition)), ctypes.byref(of)),
+        )
+        if done < 0:
+            raise OSError(-done, f"seccomp rule for {call}: {os.strerror(-done)}")
+
+    for call in _REFUSED:
+        refuse(call, errno.EPERM)
+    # Its flags lie in memory, where a filter can not look; without it, `clone` is used.
+    refuse("clone3", errno.ENOSYS)
+    for flag in _NAMESPACE_FLAGS:
+        refuse("clone", errno.EPERM, 0, _EQUAL_MASKED, flag, flag)
+    refuse("ioctl", errno.EPERM, 1, _EQUAL, _TYPE_INTO_TERMINAL, 0)
+    done = library.seccomp_load(rules)
+    if done < 0:
+        raise OSError(-done, f"seccomp_load: {os.strerror(-done)}")
+    library.seccomp_release(rules)
