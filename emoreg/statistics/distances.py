@@ -1,0 +1,169 @@
+"""How far two distributions are apart, with p-values that respect clusters.
+
+Textbook p-values of the Kolmogorov-Smirnov statistic take all numbers as independent.
+Here the models' labels are swapped within whole clusters instead.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from jaxtyping import Float
+
+from emoreg.statistics.permutation import (
+    check_flips,
+    flip_chunks,
+    is_exact,
+    p_value,
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Distances:
+    """Distances of two distributions per figure, and their nulls."""
+
+    ks: Float[np.ndarray, "*figure"]
+    """Kolmogorov-Smirnov: the largest gap of the distribution functions, 0 to 1."""
+    ks_p: Float[np.ndarray, "*figure"]
+    wasserstein: Float[np.ndarray, "*figure"]
+    """Wasserstein-1: the area between them, in the unit of the values."""
+    wasserstein_p: Float[np.ndarray, "*figure"]
+    wasserstein_null: Float[np.ndarray, "*figure"]
+    """Its mean over the swaps: what to expect of two equal models. A distance is
+    never below zero, so it is to be read against this."""
+    n: int
+    """Clusters."""
+    n_flips: int
+    exact: bool
+
+
+def swapped_distances(
+    first: Float[np.ndarray, " cluster one *figure"],
+    second: Float[np.ndarray, " other two *figure"],
+    *,
+    n_flips: int = 10_000,
+    seed: int = 0,
+) -> Distances:
+    """Return both distances with p-values from swapping models within clusters.
+
+    With `F_i` and `G_i` the two empirical distribution functions of cluster `i`, and
+    each cluster counted once, `D(x) = mean_i s_i (F_i(x) - G_i(x))`; all `s_i` are 1
+    as observed, and random signs under the null. KS is `max |D|`, Wasserstein-1 the
+    integral of `|D|`. A swap takes all numbers of a cluster, so samples or tokens of
+    one cluster may depend on each other in any way. Exact enumeration, and the 1 that
+    is added otherwise, as in `sign_flip`.
+
+    Per figure the work is `n_flips` times all numbers: a fifth of a second for 1,000
+    clusters of one number each. For headline figures rather than for every layer.
+
+    Args:
+        first: Numbers of each cluster under one model; NaN where there are fewer. For
+            one number per cluster `values[:, None]`.
+        second: Under the other model; it may have more or fewer per cluster.
+        n_flips: As in `sign_flip`.
+        seed: Shares flips with `sign_flip` at the same seed.
+
+    Raises:
+        ValueError: If clusters or figures do not match, there are fewer than two
+            clusters, one has no number at all, or a number is infinite.
+
+    Example:
+        >>> x = np.arange(6.0)[:, None]
+        >>> found = swapped_distances(x, x + 2.0)
+        >>> float(found.wasserstein), float(found.wasserstein_p)  # 2 of 64 swaps
+        (2.0, 0.03125)
+    """
+    check_flips(n_flips)
+    _check(first, second)
+    n, shape = first.shape[0], first.shape[2:]
+    one = np.asarray(first, dtype=np.float64).reshape(n, first.shape[1], -1)
+    two = np.asarray(second, dtype=np.float64).reshape(n, second.shape[1], -1)
+    found = np.array(
+        [
+            _one_figure(one[..., k], two[..., k], n_flips=n_flips, seed=seed)
+            for k in range(one.shape[2])
+        ]
+    ).reshape(-1, 5)
+    ks, ks_p, area, area_p, null = (column.reshape(shape) for column in found.T)
+    exact = is_exact(n, n_flips)
+    return Distances(
+        ks=ks,
+        ks_p=ks_p,
+        wasserstein=area,
+        wasserstein_p=area_p,
+        wasserstein_null=null,
+        n=n,
+        n_flips=2**n if exact else n_flips,
+        exact=exact,
+    )
+
+
+def _one_figure(
+    one: Float[np.ndarray, "cluster one"],
+    two: Float[np.ndarray, "cluster two"],
+    *,
+    n_flips: int,
+    seed: int,
+) -> tuple[float, float, float, float, float]:
+    """Return KS, its p, Wasserstein-1, its p and its mean under the null."""
+    values, steps, owner = _steps(one, two)
+    gaps = np.diff(values)
+    # Within a tie the functions have not stepped in full.
+    ends = gaps > 0
+    n, tried = len(one), 0
+    height = np.abs(np.cumsum(steps)[:-1])
+    ks, area = float(height[ends].max(initial=0.0)), float(height @ gaps)
+    ks_reached, area_reached, total = 0, 0, 0.0
+    for signs in flip_chunks(n, n_flips=n_flips, seed=seed, width=len(steps)):
+        moved = signs[:, owner]
+        moved *= steps
+        np.cumsum(moved, axis=1, out=moved)
+        np.abs(moved, out=moved)
+        heights = moved[:, :-1]
+        areas = heights @ gaps
+        largest = np.where(ends, heights, 0.0).max(axis=1, initial=0.0)
+        ks_reached += int((largest >= ks - 1e-10).sum())
+        area_reached += int((areas >= area * (1 - 1e-10)).sum())
+        total += float(areas.sum())
+        tried += len(signs)
+    exact = is_exact(n, n_flips)
+    p = p_value(np.array([ks_reached, area_reached]), tried, exact=exact)
+    return ks, float(p[0]), area, float(p[1]), total / tried
+
+
+def _steps(
+    one: Float[np.ndarray, "cluster one"], two: Float[np.ndarray, "cluster two"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return all numbers in order, by how much each moves `D`, and its cluster."""
+    values, steps, owner = [], [], []
+    for sample, sign in ((one, 1.0), (two, -1.0)):
+        there = ~np.isnan(sample)
+        weight = sign / (len(sample) * there.sum(axis=1))
+        clusters = np.nonzero(there)[0]
+        values.append(sample[there])
+        steps.append(weight[clusters])
+        owner.append(clusters)
+    pooled = np.concatenate(values)
+    order = np.argsort(pooled, kind="stable")
+    return pooled[order], np.concatenate(steps)[order], np.concatenate(owner)[order]
+
+
+def _check(first: np.ndarray, second: np.ndarray) -> None:
+    same = len(first) == len(second) and first.shape[2:] == second.shape[2:]
+    if not same or len(first) < 2:
+        raise ValueError(
+            "Both models need the same figures of the same 2 clusters or more, found "
+            f"shapes {first.shape} and {second.shape}; order both by prompt."
+        )
+    for sample in (first, second):
+        if np.isinf(sample).any():
+            raise ValueError(
+                "The numbers must be finite, or NaN for padding, found infinities; "
+                "look for an overflow in the readings."
+            )
+        if np.isnan(sample).all(axis=1).any():
+            raise ValueError(
+                "Each cluster needs a number under both models, found one without; "
+                "leave out prompts that one model has no reading of."
+            )
