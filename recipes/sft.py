@@ -63,7 +63,7 @@ class Recipe:
     band: float = field(default=0.1, metadata={"help": "Weight of the calm band."})
     meaning: float = field(default=1.0, metadata={"help": "Weight of MeaningAnchor."})
     kl: float = field(default=0.1, metadata={"help": "Weight of ReferenceKL."})
-    keep: float = field(default=0.25, metadata={"help": "Share that may stay."})
+    keep: float = field(default=0.0, metadata={"help": "Share that may stay."})
 
 
 def packaged_rows(rounds: int, twins: int, seed: int) -> Dataset:

@@ -339,7 +339,7 @@ def test_targets_that_fit_the_terms_are_taken(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The control of the refusals; without a band on calm, a warning says so."""
-    terms = decouple(vectors, wide(reference), band=0.0)
+    terms = decouple(vectors, wide(reference), band=0.0, keep=0.25)
     attach(trainer, terms=terms, outcome="failed", targets=Targets())
     assert "`calm_band` is not held" in caplog.text
 
@@ -376,11 +376,9 @@ def run(
         settings = {"peft": cases.adapter(), "learning_rate": 3e-3, **changes}
         made: Any = cases.make_sft(model(), tokenizer, tmp_path, **settings)
         weights = GIVEN if given is None else given
-        attach(
-            made,
-            terms=decouple(vectors, wide(reference), targets=targets, **weights),
-            outcome="failed",
-        )
+        asked = {"targets": targets} if targets else {"keep": Targets().keep}
+        terms = decouple(vectors, wide(reference), **asked, **weights)
+        attach(made, terms=terms, outcome="failed")
         prepare(made)
         made.train(resume_from_checkpoint=resume and str(resume))
         return made

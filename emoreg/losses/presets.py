@@ -107,7 +107,8 @@ def decouple(
         band: Weight of `BandPenalty` on calm.
         meaning: Weight of `MeaningAnchor`; lower it and directions may lose meaning.
         kl: Weight of `ReferenceKL`; higher keeps the output nearer the reference's.
-        keep: Share of the failure contrast that may stay; 0.25 if not given.
+        keep: Share of the failure contrast that may stay; 0 if not given, since deeper
+            layers and other readers keep more than the terms' own.
         calm_band: Floor and ceiling of calm after failure, in `success_std`; (0, 1).
         targets: In place of these two; training sets the weights by it.
         roles: Which emotions are lowered and raised; the packaged roles when None.
@@ -147,9 +148,9 @@ def _aims(
             "`keep` and `calm_band` must be left out beside `targets`, which say them; "
             f"got keep={keep}, calm_band={band} and {targets}"
         )
-    aims = Targets() if targets is None else targets
-    keep = aims.keep if keep is None else keep
-    return keep, aims.calm_band if band is None else band
+    if targets is not None:
+        return targets.keep, targets.calm_band
+    return keep or 0.0, Targets().calm_band if band is None else band
 
 
 def _refuse_audit(
