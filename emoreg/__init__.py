@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from emoreg.losses.band import BandPenalty
     from emoreg.losses.contrast import ContrastPenalty
     from emoreg.losses.energy import EnergyDistance
+    from emoreg.losses.preventative import PreventativeSteering
     from emoreg.losses.reroute import RerouteAnchor
     from emoreg.losses.steered import SteeredRobustness
     from emoreg.losses.targets import Targets
@@ -72,6 +73,7 @@ __all__ = [
     "LocalWriter",
     "MeaningAnchor",
     "Monitor",
+    "PreventativeSteering",
     "ProbeSet",
     "Readings",
     "Reference",
@@ -117,6 +119,7 @@ _HOMES = {
     "LocalWriter": "emoreg.writing.local",
     "MeaningAnchor": "emoreg.losses.anchors",
     "Monitor": "emoreg.training.watching.monitor",
+    "PreventativeSteering": "emoreg.losses.preventative",
     "ProbeSet": "emoreg.training.watching.probe_set",
     "Readings": "emoreg.comparison.readings",
     "Reference": "emoreg.training.reference",

@@ -35,6 +35,7 @@ PUBLIC = {
     "LocalWriter",
     "MeaningAnchor",
     "Monitor",
+    "PreventativeSteering",
     "ProbeSet",
     "Readings",
     "Reference",

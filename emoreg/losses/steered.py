@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -13,81 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from emoreg.losses.presets import ReferenceUnits
-from emoreg.losses.term import AbstractPassageTerm, checked_weight, refuse_audit_items
-from emoreg.vectors.corpus import Corpus, Roles
-from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, EmotionVectors
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Push:
-    """Unit directions that are added to the residual stream, and where."""
-
-    directions: Float[Tensor, "layer emotion d_model"]
-    layers: tuple[int, ...]
-    emotions: tuple[str, ...]
-    reader: str
-
-    @classmethod
-    def of(
-        cls,
-        vectors: EmotionVectors,
-        reference: ReferenceUnits,
-        *,
-        emotions: Sequence[str],
-        layers: Sequence[int] | None = None,
-        reader: str | None = None,
-        roles: Roles | None = None,
-    ) -> "Push":
-        """Return the directions of `emotions` at `layers`.
-
-        Args:
-            vectors: The model's emotion vectors.
-            reference: What `calibrate` measured with them; its plan has the layers.
-            emotions: Whose directions; none that the audit judges by.
-            layers: Decoder blocks whose output is pushed. By default the loss layers
-                but the deepest, if there are several: `lora_config` ends there, so
-                that no block behind it is trained and could respond.
-            reader: Which directions; by default the mean differences, which are what
-                steers, where the vectors have them. `"random"` makes a placebo arm.
-            roles: Which emotions are the audit's; the packaged roles when None.
-
-        Raises:
-            ValueError: If the reference belongs to other vectors, there is no such
-                emotion, layer or reader, or one is the audit's.
-        """
-        if reference.vectors_hash != vectors.hash:
-            raise ValueError(
-                "`reference` must have been calibrated with these vectors: it has the "
-                f"hash {reference.vectors_hash}, they have {vectors.hash}. Run `emoreg "
-                "calibrate` again"
-            )
-        plan = reference.plan
-        layers = tuple((plan.loss[:-1] or plan.loss) if layers is None else layers)
-        if reader is None:
-            first, known = vectors.readers[0], MEAN_DIFFERENCE in vectors.readers
-            reader = MEAN_DIFFERENCE if known else first
-        if not layers or not emotions:
-            raise ValueError(
-                "`layers` and `emotions` must each name one or more, got "
-                f"{tuple(layers)} and {tuple(emotions)}. Leave the term out instead"
-            )
-        refuse_audit_items(
-            Corpus.packaged().roles() if roles is None else roles,
-            emotions=emotions,
-            layers=layers,
-            audit_layers=plan.audit,
-            reader=reader,
-            split=vectors.split,
-        )
-        columns = list(vectors.emotion_indices(emotions))
-        units = [vectors.unit_directions(layer=i, reader=reader) for i in layers]
-        return cls(
-            directions=torch.stack(units)[:, columns],
-            layers=layers,
-            emotions=tuple(emotions),
-            reader=reader,
-        )
+from emoreg.losses.push import Push
+from emoreg.losses.term import AbstractPassageTerm, checked_weight
+from emoreg.vectors.corpus import Roles
+from emoreg.vectors.emotion_vectors import EmotionVectors
 
 
 @final
@@ -174,8 +103,6 @@ class SteeredRobustness(AbstractPassageTerm):
         self.name, self.weight = "steered", checked_weight(weight)
         self.push, self.strength, self.placebo = push, float(strength), placebo
         self.every, self.passages, self.seed = every, passages, seed
-        self.norms: dict[int, float] = {}
-        """Mean residual-stream norm of each layer, once it was measured."""
 
     @classmethod
     def of(
@@ -237,10 +164,6 @@ class SteeredRobustness(AbstractPassageTerm):
             placebo=placebo,
         )
 
-    def measured(self, norms: Mapping[int, float]) -> None:
-        """Take the mean residual-stream norm of each layer of the push."""
-        self.norms = {layer: float(norms[layer]) for layer in self.push.layers}
-
     def __call__(
         self, logits: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"]
     ) -> Tensor:
@@ -248,12 +171,9 @@ class SteeredRobustness(AbstractPassageTerm):
         return F.cross_entropy(logits.float(), targets)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the norms: a resumed run pushes as hard as before."""
-        found = [self.norms[layer] for layer in self.push.layers if self.norms]
-        return {"norms": torch.tensor(found, dtype=torch.float64)}
+        """Return the norms that doses are shares of."""
+        return self.push.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back the norms."""
-        kept = state["norms"].tolist()
-        if kept:
-            self.measured(dict(zip(self.push.layers, kept, strict=True)))
+        self.push.load_state_dict(state)

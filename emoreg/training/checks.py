@@ -6,7 +6,9 @@ from typing import Any
 import torch
 
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
-from emoreg.losses.steered import Push, SteeredRobustness
+from emoreg.losses.preventative import PreventativeSteering
+from emoreg.losses.push import Push
+from emoreg.losses.steered import SteeredRobustness
 from emoreg.losses.term import (
     AbstractDecisionTerm,
     AbstractProbe,
@@ -69,7 +71,8 @@ def check_trainer(
     """Refuse a trainer whose batches could not carry what the terms need.
 
     Raises:
-        ValueError: If outcomes are not named, or would not reach the loss.
+        ValueError: If outcomes are not named, or would not reach the loss; if the
+            model would be pushed, and what it is compared with not.
     """
     decision = [term.name for term in terms if isinstance(term, AbstractDecisionTerm)]
     if decision and outcome is None:
@@ -78,6 +81,8 @@ def check_trainer(
             f"{', '.join(decision)} acts on failing turns; got None. Pass "
             "outcome='failed', or `emoreg.Feedback()` to have feedback read"
         )
+    if pushing := [term for term in terms if isinstance(term, PreventativeSteering)]:
+        _check_compares_nothing(trainer, pushing[0])
     args = trainer.args
     packs = getattr(args, "packing", False)
     if packs and getattr(args, "packing_strategy", "bfd") == "wrapped":
@@ -90,6 +95,21 @@ def check_trainer(
             f"the trainer must not pack its data: packing drops the outcome column "
             f"{outcome!r}. Have outcomes read from the text, with "
             "`outcome=emoreg.Feedback()`, or use `packing=False`"
+        )
+
+
+def _check_compares_nothing(trainer: Any, term: PreventativeSteering) -> None:
+    """Refuse trainers in which a pushed model would be held against one that is not."""
+    against = ""
+    if getattr(trainer, "reward_funcs", None) is not None:
+        against = "the model that answered the prompts"
+    elif hasattr(trainer, "ref_model"):
+        against = "a reference model"
+    if against and term.weight:
+        raise ValueError(
+            f"{term.name} pushes the model while its own loss is taken; a "
+            f"{type(trainer).__name__} compares it with {against}, which is not "
+            "pushed. Train with SFT, or leave the term out"
         )
 
 
@@ -149,13 +169,21 @@ def _refuse_split_sequences(accelerator: Any) -> None:
             )
 
 
-def check_loop(accelerator: Any) -> None:
+def check_loop(accelerator: Any, terms: Sequence[AbstractTerm] = ()) -> None:
     """Refuse a loop whose anchors would step the optimizer by themselves.
 
     Raises:
         ValueError: Under DeepSpeed, whose `backward` makes the step too; where
-            sequences are split over processes.
+            sequences are split over processes; where a term would have to know which
+            forward pass is the task's.
     """
+    if any(isinstance(t, PreventativeSteering) and t.weight for t in terms):
+        raise ValueError(
+            "preventative acts in the task's forward pass alone, and in a loop of your "
+            "own only you know which that is. Call it inside "
+            "`emoreg.residual.steer.steered(model, ...)`, or use a trainer with "
+            "`emoreg.attach`"
+        )
     _refuse_split_sequences(accelerator)
     kind = str(getattr(accelerator, "distributed_type", "")).rsplit(".", 1)[-1]
     if kind == "DEEPSPEED":
@@ -233,7 +261,7 @@ def _acting(
     for term in terms:
         if isinstance(term, AbstractDecisionTerm | MeaningAnchor):
             found.append((term, term.probe))
-        elif isinstance(term, SteeredRobustness):
+        elif isinstance(term, SteeredRobustness | PreventativeSteering):
             found.append((term, term.push))
     return found
 

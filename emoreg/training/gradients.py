@@ -11,7 +11,7 @@ import torch.nn as nn
 from jaxtyping import Float
 from torch import Tensor
 
-from emoreg.losses.term import AbstractDecisionTerm, AbstractTerm
+from emoreg.losses.term import AbstractPassageTerm, AbstractTerm
 from emoreg.residual.layers import unwrapped
 from emoreg.training.world import World
 
@@ -168,7 +168,7 @@ class GradientMeter:
         self._waiting = {
             self._names[id(term)]
             for term in self._terms
-            if term.weight and not isinstance(term, AbstractDecisionTerm)
+            if term.weight and isinstance(term, AbstractPassageTerm)
         }
         if task is not None:
             self._task = self._gradient(task)

@@ -28,6 +28,7 @@ from emoreg.training.held import anchors_of
 from emoreg.training.layouts import Layout
 from emoreg.training.ledger import Ledger
 from emoreg.training.outcomes.columns import Extras
+from emoreg.training.prevention import Prevention
 from emoreg.training.reference import Reference
 from emoreg.training.term_weights import TermWeights
 from emoreg.training.watching.alerts import Alarm
@@ -71,6 +72,7 @@ class Regularizer:
             t for t in self.terms if isinstance(t, AbstractDecisionTerm)
         ]
         self.anchors: list[Anchor] = []
+        self.prevention = Prevention(self.terms, self.markers)
         self.ledger, self.costs = Ledger(), Costs(world.device)
         every = 0 if monitor is None else monitor.gradients_every
         self.gradients = GradientMeter(world, self.names, self.terms, every=every)
@@ -111,12 +113,14 @@ class Regularizer:
         )
         for anchor in self.anchors:
             anchor.cache(self.model)
+        self.prevention.measure(self.model, self.tokenizer)
 
     def release(self) -> None:
         """Do nothing from now on: no hook, no term, no anchor, no reading."""
         self.monitor, self.terms, self.decision_terms = None, (), []
         self.anchors, self.gradients.every = [], 0
         self.term_weights.release()
+        self.prevention.release()
 
     def reading(
         self, model: nn.Module, input_ids: Int[Tensor, "batch pos"], *, training: bool
@@ -143,7 +147,7 @@ class Regularizer:
             new = sorted(layers - self._checked)
             check_gradient(captured, new, self.model)
             self._checked |= layers
-        return {layer: captured[layer] for layer in self.layers}
+        return self.prevention.without({i: captured[i] for i in self.layers})
 
     def added(
         self,
@@ -259,6 +263,8 @@ class Regularizer:
             result[f"emotion_loss/{name}"] = value
             if name in weights:
                 result[f"emotion_weight/{name}"] = weights[name]
+        for term, strength in self.prevention.strengths():
+            result[f"emotion_weight/{self.names[id(term)]}"] = strength
         return result | self.gradients.metrics() | self.term_weights.metrics()
 
     def _probe(self, step: int) -> dict[str, float]:

@@ -125,10 +125,12 @@ class Seam:
     ) -> Any:
         extras = take_extras(inputs)
         regularizer, training = self.regularizer, model.training
+        inner = self.trainer.accelerator.unwrap_model(model)
+        if training and regularizer.prevention.active:
+            compute = regularizer.prevention.around(compute, inner, extras.starts)
         if not regularizer.layers:
             return compute(model, inputs, **kwargs)
         input_ids, mask = tokens_of(inputs)
-        inner = self.trainer.accelerator.unwrap_model(model)
         with regularizer.reading(inner, input_ids, training=training) as captured:
             result = compute(model, inputs, **kwargs)
             streams = regularizer.streams(captured, input_ids, training=training)

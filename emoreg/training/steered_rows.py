@@ -48,7 +48,8 @@ class SteeredRows:
     def cache(self, model: nn.Module) -> None:
         """Measure the mean residual-stream norms of the model as it is now."""
         layers = self.term.push.layers
-        self.term.measured(mean_norms(model, self.tokenizer, Corpus.packaged(), layers))
+        corpus = Corpus.packaged()
+        self.term.push.measured(mean_norms(model, self.tokenizer, corpus, layers))
         deaf = [layer for layer in layers if not _trains_above(model, layer)]
         if deaf:
             logger.warning(
@@ -76,7 +77,7 @@ class SteeredRows:
         held[:, 0] = False  # nothing predicts it
         predicting = prediction_mask(held)
         dose = self.term.draw(step)
-        norm = self.term.norms[dose.layer]
+        norm = self.term.push.norms[dose.layer]
         added = addition(dose.direction, strength=dose.strength, norm=norm)
         # Looked up on the host, so that the device is not waited for.
         place = predicting.flatten().nonzero().flatten().to(device)

@@ -282,7 +282,7 @@ def watch(
     targets = targets_of(terms, targets)
     check_targets(targets, tuple(terms), reference)
     _check_monitor(monitor, reference)
-    check_loop(accelerator)
+    check_loop(accelerator, tuple(terms))
     check_needs(
         unwrapped(model),
         vectors=None if monitor is None else monitor.vectors,

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from emoreg.losses.term import AbstractDecisionTerm, AbstractTerm
+from emoreg.losses.term import AbstractDecisionTerm, AbstractPassageTerm, AbstractTerm
 from emoreg.training.checks import trains_below
 from emoreg.training.doctor.diagnosis import Finding, passed, refused, warned
 from emoreg.training.doctor.survey import Survey, layout_of
@@ -134,7 +134,8 @@ def gradient_lines(case: Case) -> list[Finding]:
     if not 0 < size < math.inf:
         mend = "look at the labels of a batch: is any token trained on?"
         lines.append(refused("gradient of the task", f"norm {size}", mend))
-    for term in case.active:
+    pulling = AbstractDecisionTerm | AbstractPassageTerm  # others have no loss
+    for term in (term for term in case.active if isinstance(term, pulling)):
         title = f"gradient of {case.regularizer.names[id(term)]}"
 
         def reach(case: Case, term: AbstractTerm = term, title: str = title) -> Finding:
