@@ -83,7 +83,8 @@ class Process:
         self._streams: dict[str, _Stream] = {}
         self._ends: dict[str, int] = {}
         self._waiting = {"stdin": stdin.encode(errors="replace")}
-        self._guard, self._started, self._status = 0, False, None
+        self._guard, self._started, self._over = 0, False, False
+        self._status: int | None = None
         self._killed: Status | None = None
         self._begun = self._looked = time.monotonic()
         self._until = self._begun + GRACE
@@ -115,7 +116,7 @@ class Process:
     def finish(self) -> Outcome:
         """Wait for the end, or bring it about."""
         self._until = self._begun + self._limits.seconds
-        while "report" in self._ends:
+        while not self._over:
             self._step()
         seconds = time.monotonic() - self._begun
         if self._status is None and self._killed is None:
@@ -161,12 +162,13 @@ class Process:
     def close(self) -> None:
         """Kill whatever is left, and wait until it is gone."""
         try:
-            if "report" in self._ends and "control" in self._ends:
+            if not self._over:
                 self._order("kill")
                 until = time.monotonic() + GRACE
-                while "report" in self._ends and time.monotonic() < until:
+                while not self._over and time.monotonic() < until:
                     self._move(TICK)
-                if "report" in self._ends:
+                    self._listen(after_all=True)
+                if not self._over:
                     self._force()
         finally:
             for name in list(self._ends):
@@ -239,15 +241,14 @@ class Process:
     def _step(self) -> None:
         """Move what can be moved; kill what passes its limits."""
         self._move(TICK)
-        while (line := self._streams["report"].line()) is not None:
-            self._hear(json.loads(line))
+        self._listen()
         now = time.monotonic()
         if self._killed is not None:
-            if now > self._until + GRACE and "report" in self._ends:
+            if now > self._until + GRACE and not self._over:
                 self._force()
-                self._shut("report")
+                self._over = True
         elif not self._started:
-            if "report" not in self._ends or now > self._until:
+            if self._over or now > self._until:
                 raise SandboxError("The guard ended, or hung, before the code began.")
         elif any(self._flooded(name) for name in self._streams):
             self._kill("output")
@@ -263,6 +264,15 @@ class Process:
         if name in ("stdout", "stderr"):
             return stream.dropped > (FLOOD - 1) * stream.keep
         return stream.dropped > 0
+
+    def _listen(self, *, after_all: bool = False) -> None:
+        """Take in what the guard reports; `after_all` it only matters that it ends."""
+        while (line := self._streams["report"].line()) is not None:
+            said = json.loads(line)
+            self._over |= "status" in said or "failed" in said
+            if not after_all:
+                self._hear(said)
+        self._over |= "report" not in self._ends
 
     def _hear(self, said: dict[str, Any]) -> None:
         if "failed" in said:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, Final, Self, final
+from typing import Any, Final, final
 
 from emoreg.behavior.sandbox.limits import (
     LEVELS,
@@ -120,7 +120,7 @@ class Sandbox:
         self._lock = threading.Lock()
 
     @classmethod
-    def _untried(cls, level: Level) -> Self:
+    def _untried(cls, level: Level) -> "Sandbox":
         """Return a sandbox to try a level with."""
         sandbox = cls.__new__(cls)
         sandbox._set_up(level, Limits(processes=4))
@@ -187,7 +187,7 @@ class Sandbox:
                 self._keeper.close()
                 self._keeper = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Sandbox":
         return self
 
     def __exit__(

@@ -188,13 +188,24 @@ _REFUSED = (
     *("open_by_handle_at", "name_to_handle_at", "settimeofday", "clock_settime"),
     *("clock_adjtime", "adjtimex", "iopl", "ioperm", "modify_ldt", "fanotify_init"),
     *("memfd_create", "memfd_secret", "shmget", "msgget", "semget", "mq_open"),
+    *("setpriority", "sched_setscheduler", "sched_setparam", "sched_setattr"),
+    *("ioprio_set", "process_madvise", "migrate_pages", "move_pages"),
+)
+# Only for the own process, which is number 0.
+_REFUSED_FOR_OTHERS = ("prlimit64", "sched_setaffinity")
+# What Landlock leaves open: changing what a file is without opening it.
+_REFUSED_ON_FILES = (
+    *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown"),
+    *("fchownat", "utime", "utimes", "futimesat", "utimensat", "setxattr"),
+    *("lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr"),
 )
 _NAMESPACE_FLAGS = (
     *(NEW_MOUNTS, NEW_USERS, NEW_PROCESSES, NEW_NETWORK, NEW_IPC),
     *(NEW_HOST_NAME, NEW_CGROUPS),
 )
 _TYPE_INTO_TERMINAL = 0x5412
-_ALLOW, _ERROR, _EQUAL, _EQUAL_MASKED = 0x7FFF0000, 0x00050000, 4, 7
+_ALLOW, _ERROR = 0x7FFF0000, 0x00050000
+_UNEQUAL, _EQUAL, _EQUAL_MASKED = 1, 4, 7
 
 
 class _Condition(ctypes.Structure):
@@ -218,8 +229,11 @@ def load_early() -> None:
         pass  # then the levels that need it say so
 
 
-def filter_system_calls() -> None:
+def filter_system_calls(*, file_marks: bool) -> None:
     """Refuse, from now on and for all descendants, calls that computing does without.
+
+    Args:
+        file_marks: Whether modes, owners and times of files may be changed.
 
     Raises:
         OSError: If libseccomp is not there, or the kernel takes no filter.
@@ -240,12 +254,14 @@ def filter_system_calls() -> None:
         if done < 0:
             raise OSError(-done, f"seccomp rule for {call}: {os.strerror(-done)}")
 
-    for call in _REFUSED:
+    for call in _REFUSED if file_marks else (*_REFUSED, *_REFUSED_ON_FILES):
         refuse(call, errno.EPERM)
     # Its flags lie in memory, where a filter can not look; without it, `clone` is used.
     refuse("clone3", errno.ENOSYS)
     for flag in _NAMESPACE_FLAGS:
         refuse("clone", errno.EPERM, 0, _EQUAL_MASKED, flag, flag)
+    for call in _REFUSED_FOR_OTHERS:
+        refuse(call, errno.EPERM, 0, _UNEQUAL, 0, 0)
     refuse("ioctl", errno.EPERM, 1, _EQUAL, _TYPE_INTO_TERMINAL, 0)
     done = library.seccomp_load(rules)
     if done < 0:
