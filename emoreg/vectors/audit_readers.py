@@ -97,9 +97,10 @@ class AuditReaders:
         chosen = self[reader]
         found = chosen.read(x, layer=layer)
         known = {emotion: place for place, emotion in enumerate(chosen.emotions)}
-        nothing = torch.full(x.shape[:-1], torch.nan, device=x.device)
-        columns = [found[..., known[e]] if e in known else nothing for e in emotions]
-        return torch.stack(columns, dim=-1)
+        read = [k for k, emotion in enumerate(emotions) if emotion in known]
+        values = found.new_full((*found.shape[:-1], len(emotions)), torch.nan)
+        values[..., read] = found[..., [known[emotions[k]] for k in read]]
+        return values
 
     @property
     def hash(self) -> str:

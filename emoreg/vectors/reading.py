@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -77,18 +77,19 @@ def read_conversations(
     norms = np.full((len(segments), shape[1]), np.nan, dtype=np.float32)
 
     def consume(batch: Batch, captured: Captured) -> None:
-        for k, row in enumerate(batch.rows):
-            wanted = [
-                (at[row, turn, position], span)
-                for turn, span in enumerate(spans[row])
-                for position in POSITIONS
-                if (row, turn, position) in at
-            ]
-            for column, layer in enumerate(vectors.layers):
-                pooled = _pooled(captured[layer][k], segments, wanted)
-                index = [i for i, _ in wanted]
-                values[index, :, column] = _project(vectors, pooled, layer, readers)
-                norms[index, column] = pooled.norm(dim=-1).cpu().numpy()
+        found = [
+            (k, at[row, turn, position])
+            for k, row in enumerate(batch.rows)
+            for turn in range(len(spans[row]))
+            for position in POSITIONS
+            if (row, turn, position) in at
+        ]
+        index = [i for _, i in found]
+        for column, layer in enumerate(vectors.layers):
+            # Read on the host: few rows, and the readers' weights lie there.
+            pooled = _pooled(captured[layer], segments, found).cpu()
+            values[index, :, column] = _project(vectors, pooled, layer, readers)
+            norms[index, column] = pooled.norm(dim=-1).numpy()
 
     read_stream(
         model,
@@ -153,13 +154,16 @@ def _segments(
 
 
 def _pooled(
-    stream: Tensor, segments: tuple[Segment, ...], wanted: list[tuple[int, tuple]]
-) -> Tensor:
-    rows = [
-        stream[segments[i].token_start : segments[i].token_end].float().mean(0)
-        for i, _ in wanted
+    stream: Float[Tensor, "batch pos d_model"],
+    segments: tuple[Segment, ...],
+    found: Sequence[tuple[int, int]],
+) -> Float[Tensor, "segment d_model"]:
+    """Return the mean over each segment's tokens; pairs of row and segment."""
+    means = [
+        stream[k, segments[i].token_start : segments[i].token_end].float().mean(0)
+        for k, i in found
     ]
-    return torch.stack(rows)
+    return torch.stack(means)
 
 
 def _project(
@@ -167,7 +171,7 @@ def _project(
 ) -> np.ndarray:
     nothing = torch.full((len(pooled), len(vectors.emotions)), math.nan)
     readings = [
-        vectors.project(pooled, layer=layer, reader=reader).cpu()
+        vectors.project(pooled, layer=layer, reader=reader)
         if vectors.reads(reader, layer)
         else nothing
         for reader in readers
