@@ -263,12 +263,12 @@ def test_a_resumed_run_is_the_uncut_one(
     tmp_path: Path,
 ) -> None:
     def run(name: str, *, seed: int = 0, resume: bool = False) -> Any:
-        trainer: Any = cases.make_sft(
-            model(), tokenizer, tmp_path / name, save_strategy="steps", save_steps=4
-        )
-        term = SteeredRobustness.of(vectors, reference, every=2, seed=seed)
+        saves = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+        folder = tmp_path / name
+        trainer: Any = cases.make_sft(model(), tokenizer, folder, **saves)
+        term = SteeredRobustness.of(vectors, reference, every=1, seed=seed)
         attach(trainer, terms=[term])
-        cut = str(tmp_path / "whole" / "checkpoint-4") if resume else None
+        cut = str(tmp_path / "whole" / "checkpoint-2") if resume else None
         trainer.train(resume_from_checkpoint=cut)
         return trainer
 
@@ -308,7 +308,7 @@ def test_the_targets_are_kept_under_the_push_by_training_alone(
     def run(start: dict[str, Tensor], weight: float | None) -> Any:
         own = model()
         own.load_state_dict(start)
-        made: Any = cases.make_sft(own, tokenizer, tmp_path, max_steps=24)
+        made: Any = cases.make_sft(own, tokenizer, tmp_path, max_steps=16)
         if weight is not None:
             dose: dict[str, Any] = {"strength": strength, "every": 1, "passages": 4}
             term = SteeredRobustness.of(vectors, reference, weight=weight, **dose)
