@@ -1,5 +1,6 @@
 """Attacks on the sandbox, each beside a control: the same without the wall works."""
 
+import ctypes
 import os
 import shutil
 import signal
@@ -170,6 +171,7 @@ def test_memory_of_one_process(sandbox: Sandbox) -> None:
     assert said(sandbox, "print(len(bytearray(50 * 2**20)))") == str(50 * 2**20)
     done = sandbox.run({}, ["python", "-c", "bytearray(10**9)"])
     assert done.status == "memory"
+    assert "MemoryError" in done.stderr  # refused, not killed for what it took
 
 
 def test_memory_of_all_together(sandbox: Sandbox) -> None:
@@ -454,6 +456,35 @@ def test_a_weak_level_must_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert weak.level == "limits"
     with pytest.raises(SandboxError, match="taken away"):
         Sandbox(level="namespaces", allow_weak=True)
+
+
+def test_what_the_machine_offers_is_used() -> None:
+    """Else all of the above could be skipped without anyone noticing."""
+    kernel = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "--net", "--pid"]
+    namespaces = (
+        kernel >= (5, 14)
+        and shutil.which("unshare")
+        and not (
+            subprocess.run([*unshare, "--fork", "true"], capture_output=True).returncode
+        )
+    )
+    try:
+        ctypes.CDLL("libseccomp.so.2")
+        filters = True
+    except OSError:
+        filters = False
+    landlock = ctypes.CDLL(None).syscall(444, None, 0, 1) >= 6
+    offered: dict[Level, bool] = {
+        "namespaces+seccomp": bool(namespaces) and filters,
+        "namespaces": bool(namespaces),
+        "landlock+seccomp": landlock and filters,
+        "limits": True,
+    }
+    for level, there in offered.items():
+        reason = why_not(level) or ""
+        closed = "As root, code runs as another user" in reason
+        assert not there or not reason or closed, f"{level}: {reason}"
 
 
 def test_the_trial_sees_walls_that_are_not_there() -> None:
