@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from emoreg.losses.steered import SteeredRobustness
     from emoreg.losses.targets import Targets
     from emoreg.residual.capture import capture
-    from emoreg.training.adapters import lora_config
+    from emoreg.training.adapters import lora_config, subspace_lora
     from emoreg.training.attach import attach, detach
     from emoreg.training.doctor.doctor import doctor
     from emoreg.training.mixin import EmotionTrainerMixin
@@ -101,6 +101,7 @@ __all__ = [
     "speaker_probes",
     "steer",
     "stories",
+    "subspace_lora",
     "validate",
     "watch",
 ]
@@ -146,6 +147,7 @@ _HOMES = {
     "steer": "emoreg.vectors.steering",
     "stories": "emoreg.writing.write",
     "validate": "emoreg.comparison.validate",
+    "subspace_lora": "emoreg.training.adapters",
     "watch": "emoreg.training.watch",
 }
 _MODULES = {"demo": "emoreg.demo", "presets": "emoreg.losses.presets"}

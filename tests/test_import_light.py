@@ -64,6 +64,7 @@ PUBLIC = {
     "steer",
     "stories",
     "validate",
+    "subspace_lora",
     "watch",
 }
 MODULES = {"demo", "presets"}

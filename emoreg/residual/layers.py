@@ -31,6 +31,8 @@ LINEAR_NAMES = (
     *("fc1", "fc2"),  # Phi
 )
 """What the linear layers inside a decoder block are called."""
+WRITER_NAMES = ("o_proj", "down_proj", "dense", "dense_4h_to_h", "c_proj", "fc2")
+"""Those of them whose output is added to the residual stream."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

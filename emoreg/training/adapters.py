@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from emoreg.residual.layers import LINEAR_NAMES, LayerPlan
+from emoreg.losses.presets import LOSS_READERS
+from emoreg.residual.layers import LINEAR_NAMES, WRITER_NAMES, LayerPlan, d_model
+from emoreg.vectors.corpus import Corpus, Roles
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 if TYPE_CHECKING:
@@ -31,6 +35,18 @@ def lora_config(
     """
     from peft import LoraConfig
 
+    return LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(LINEAR_NAMES),
+        layers_to_transform=_trained_layers(vectors),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _trained_layers(vectors: EmotionVectors) -> list[int]:
+    """Return the blocks from 0.27 of depth to the last loss layer."""
     depth = vectors.provenance.get("num_layers")
     if depth is None:
         raise ValueError(
@@ -38,15 +54,90 @@ def lora_config(
             "do not. Make them with `emoreg extract`, or write a peft.LoraConfig with "
             "`layers_to_transform` at or below the last loss layer"
         )
-    plan = LayerPlan.for_depth(depth)
-    return LoraConfig(
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=list(LINEAR_NAMES),
-        layers_to_transform=list(range(round(0.27 * depth), plan.loss[-1] + 1)),
+    return list(range(round(0.27 * depth), LayerPlan.for_depth(depth).loss[-1] + 1))
+
+
+def subspace_lora(
+    model: nn.Module,
+    vectors: EmotionVectors,
+    *,
+    r: int = 16,
+    roles: Roles | None = None,
+) -> nn.Module:
+    """Return `model` with a LoRA that writes only inside the loss's directions.
+
+    `W x + Q A x`: in the blocks of `lora_config`, on the layers that write into the
+    residual stream alone. `Q` (`d_model r`) is an orthonormal basis of the first `r`
+    principal axes of the directions a loss acts on, over its emotions, readers and
+    layers; it is frozen. `A` starts at zero and is trained. What a block itself adds
+    can change nowhere else; what later blocks make of it can.
+
+    It is a plain LoRA: pass the returned model to the trainer, without `peft_config`;
+    saving, merging and `PeftModel.from_pretrained` are peft's own.
+
+    Args:
+        model: The model before training, without an adapter.
+        vectors: Its emotion vectors.
+        r: Dimensions it may write in; at most the rank of the directions is used.
+        roles: Which emotions a loss acts on; the packaged roles when None.
+
+    Raises:
+        ValueError: If the vectors are another model's, have none of the loss's
+            emotions, or the model none of the layers to train.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    layers = _trained_layers(vectors)
+    roles = Corpus.packaged().roles() if roles is None else roles
+    basis = _loss_axes(vectors, r, roles)
+    if basis.shape[0] != d_model(model):
+        raise ValueError(
+            "`vectors` must be those of `model`: they have width "
+            f"{basis.shape[0]}, the model {d_model(model)}. Extract them from it"
+        )
+    config = LoraConfig(
+        r=basis.shape[1],
+        lora_alpha=basis.shape[1],
+        target_modules=list(WRITER_NAMES),
+        layers_to_transform=layers,
         task_type="CAUSAL_LM",
     )
+    base: Any = model
+    tuned: Any = get_peft_model(base, config)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(basis)
+                parameter.requires_grad_(False)
+            elif "lora_A" in name:
+                parameter.zero_()
+    return tuned
+
+
+def _loss_axes(
+    vectors: EmotionVectors, r: int, roles: Roles
+) -> Float[Tensor, "d_model axis"]:
+    """Return the first principal axes of what a loss acts on, as columns."""
+    known = [e for e in (*roles.lower, *roles.raise_) if e in vectors.emotions]
+    readers = [reader for reader in LOSS_READERS if reader in vectors.readers]
+    if not known or not readers:
+        raise ValueError(
+            "`vectors` must have loss emotions "
+            f"({', '.join((*roles.lower, *roles.raise_))}) and one of the readers "
+            f"{', '.join(LOSS_READERS)}; found {len(known)} of the former and "
+            f"{len(readers)} of the latter. Extract them with `emoreg extract`"
+        )
+    plan = LayerPlan.for_depth(int(vectors.provenance.get("num_layers", 0)))
+    columns = list(vectors.emotion_indices(known))
+    rows = [
+        vectors.unit_directions(layer=layer, reader=reader)[columns]
+        for layer in plan.loss
+        if layer in vectors.layers
+        for reader in readers
+    ]
+    _, sizes, axes = torch.linalg.svd(torch.cat(rows).double(), full_matrices=False)
+    rank = int((sizes > 1e-6 * sizes[0]).sum())
+    return axes[: min(r, rank)].T.float()
 
 
 def with_adapter(model: nn.Module, folder: str | Path) -> nn.Module:

@@ -1,0 +1,170 @@
+"""Subspace LoRA: what it may write, what it leaves, and that it is a plain LoRA."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import seam_cases as cases
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+import emoreg
+from emoreg.losses.presets import LOSS_READERS, decouple
+from emoreg.residual.layers import LayerPlan
+from emoreg.training.adapters import subspace_lora
+from emoreg.training.attach import attach
+from emoreg.training.reference import Reference
+from emoreg.vectors.emotion_vectors import EmotionVectors
+
+RANK = 3
+IDS = torch.arange(3, 19).reshape(2, 8)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def span(vectors: EmotionVectors, r: int) -> torch.Tensor:
+    """The first axes of all loss directions, by a plain eigendecomposition."""
+    roles = emoreg.Corpus.packaged().roles()
+    known = [e for e in (*roles.lower, *roles.raise_) if e in vectors.emotions]
+    readers = [x for x in LOSS_READERS if x in vectors.readers]
+    layers = LayerPlan.for_depth(4).loss
+    rows = torch.stack(
+        [
+            vectors.direction(emotion, layer=layer, reader=reader)
+            for emotion in known
+            for reader in readers
+            for layer in layers
+        ]
+    ).double()
+    values, axes = torch.linalg.eigh(rows.T @ rows)
+    return axes[:, values.argsort(descending=True)[:r]]
+
+
+def outside(change: torch.Tensor, basis: torch.Tensor) -> float:
+    """Share of a change of weights that writes outside the basis."""
+    rest = change.double() - basis @ (basis.T @ change.double())
+    return float(rest.norm() / change.norm())
+
+
+@pytest.fixture
+def trained(
+    model: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    vectors: EmotionVectors,
+    reference: Reference,
+    tmp_path: Path,
+) -> Callable[..., Any]:
+    """Train with terms for some steps, on a subspace LoRA or the plain one."""
+
+    def go(adapter: str, *, steps: int = 4, resume: str | None = None) -> Any:
+        base: Any = model()
+        peft = None
+        if adapter == "subspace":
+            base = subspace_lora(base, vectors, r=RANK)
+        else:
+            peft = cases.adapter()
+        made = cases.make_sft(
+            base,
+            tokenizer,
+            tmp_path / adapter,
+            peft=peft,
+            max_steps=steps,
+            learning_rate=3e-2,
+            weight_decay=0.1,
+            save_strategy="steps",
+            save_steps=2,
+        )
+        attach(made, terms=decouple(vectors, reference), outcome="failed")
+        made.train(resume_from_checkpoint=resume)
+        return made
+
+    return go
+
+
+def changes(
+    trained: Any, base: PreTrainedModel, names: tuple[str, ...]
+) -> dict[str, torch.Tensor]:
+    """What merging changes in each weight of these layers."""
+    merged = trained.model.merge_and_unload()
+    own = dict(base.named_parameters())
+    return {
+        name: weight.detach() - own[name].detach()
+        for name, weight in merged.named_parameters()
+        if any(part in name for part in names) and not torch.equal(weight, own[name])
+    }
+
+
+def test_it_writes_inside_the_span_alone(
+    trained: Callable[..., Any],
+    model: Callable[[], PreTrainedModel],
+    vectors: EmotionVectors,
+) -> None:
+    basis = span(vectors, RANK)
+    writers = ("o_proj", "down_proj")
+    found = changes(trained("subspace"), model(), ("proj",))
+    assert found
+    assert all(any(w in name for w in writers) for name in found)
+    assert max(outside(change, basis) for change in found.values()) < 1e-5
+    plain = changes(trained("plain"), model(), writers)  # control
+    assert min(outside(change, basis) for change in plain.values()) > 0.3
+
+
+def test_the_model_is_its_own_at_the_start_and_without_the_adapter(
+    trained: Callable[..., Any],
+    model: Callable[[], PreTrainedModel],
+    vectors: EmotionVectors,
+) -> None:
+    before = logits(model())
+    assert torch.equal(logits(subspace_lora(model(), vectors)), before)
+    tuned = trained("subspace").model
+    assert not torch.equal(logits(tuned), before)
+    with tuned.disable_adapter():
+        assert torch.equal(logits(tuned), before)
+
+
+def test_the_basis_stays_and_plain_peft_loads_and_merges_it(
+    trained: Callable[..., Any],
+    model: Callable[[], PreTrainedModel],
+    vectors: EmotionVectors,
+    tmp_path: Path,
+) -> None:
+    start = dict(subspace_lora(model(), vectors, r=RANK).named_parameters())
+    tuned = trained("subspace").model
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            assert torch.equal(weight, start[name])
+            assert not weight.requires_grad
+        if "lora_A" in name:
+            assert bool(weight.any())
+    found = logits(tuned)
+    tuned.save_pretrained(tmp_path / "saved")
+    loaded: Any = PeftModel.from_pretrained(model(), tmp_path / "saved")
+    assert torch.equal(logits(loaded), found)
+    merged = loaded.merge_and_unload()
+    torch.testing.assert_close(logits(merged), found, rtol=1e-4, atol=1e-5)
+
+
+def test_an_interrupted_run_goes_on(trained: Callable[..., Any]) -> None:
+    whole = cases.weights(trained("subspace"))
+    trained("subspace", steps=2)
+    folder = Path(str(trained("subspace", steps=2).args.output_dir))
+    resumed = trained("subspace", resume=str(folder / "checkpoint-2"))
+    assert cases.equal(cases.weights(resumed), whole)
+
+
+def test_vectors_that_do_not_fit_are_refused(
+    model: Callable[[], PreTrainedModel], vectors: EmotionVectors
+) -> None:
+    with pytest.raises(ValueError, match="must be those of `model`"):
+        subspace_lora(model(), cases.make_vectors(width=16))
+    with pytest.raises(ValueError, match="must know their model's depth"):
+        subspace_lora(model(), replace(vectors, provenance={}))
+    roles = replace(emoreg.Corpus.packaged().roles(), lower=("nothing",), raise_=())
+    with pytest.raises(ValueError, match="must have loss emotions"):
+        subspace_lora(model(), vectors, roles=roles)
