@@ -11,13 +11,14 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from emoreg.behavior.sandbox import sandbox as sandbox_module
 from emoreg.behavior.sandbox.limits import LEVELS, WEAK, Level, Limits, SandboxError
-from emoreg.behavior.sandbox.machine import interpreter
+from emoreg.behavior.sandbox.machine import interpreter, view
 from emoreg.behavior.sandbox.sandbox import Sandbox, why_not, working_levels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,6 +112,16 @@ print(sorted(os.listdir()), [n for n in range(64) if opened(n)], sorted(os.envir
 def test_a_signal_is_told_apart_from_an_exit_code(sandbox: Sandbox) -> None:
     done = sandbox.run({}, ["python", "-c", "import os; os.kill(os.getpid(), 15)"])
     assert (done.status, done.returncode) == ("error", -signal.SIGTERM)
+
+
+def test_runs_overlap_and_leave_no_file_open(sandbox: Sandbox) -> None:
+    said(sandbox, "print()")
+    before = len(os.listdir("/proc/self/fd"))
+    code = "import sys, time; time.sleep(0.3); print(sys.argv[1])"
+    with ThreadPoolExecutor(6) as pool:
+        told = pool.map(lambda number: said(sandbox, code, str(number)), range(6))
+    assert list(told) == list("012345")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("name", ["../main.py", "/etc/main.py", "", "a/../../b"])
@@ -314,6 +325,18 @@ for attempt in (
         assert told == "- - -"
 
 
+def test_the_root_can_not_be_changed(sandbox: Sandbox) -> None:
+    code = """
+import os
+for folder in ("/", "/usr/lib", "/etc"):
+    try:
+        print(open(os.path.join(folder, "emoreg-left"), "w") and "opened", end=" ")
+    except OSError:
+        print("-", end=" ")
+"""
+    assert said(sandbox, code) == "- - -"
+
+
 def test_the_interpreter_can_not_be_changed(sandbox: Sandbox) -> None:
     code = """
 import os
@@ -323,6 +346,31 @@ except OSError as error:
     print(type(error).__name__)
 """
     assert said(sandbox, code) in ("OSError", "PermissionError")
+    # Not for lack of rights alone: the interpreter may be this user's own.
+    fixed = "import os; print(bool(os.statvfs(os.__file__).f_flag & os.ST_RDONLY))"
+    if "namespaces" in sandbox.level:
+        assert said(sandbox, fixed) == "True"
+
+
+def test_installed_packages_can_not_be_read(sandbox: Sandbox) -> None:
+    code = """
+import sys
+try:
+    print(len(open(sys.argv[1], "rb").read()))
+except OSError as error:
+    print("-")
+"""
+    hidden = view(interpreter(sandbox.level)).hidden
+    files = [file for place in hidden for file in Path(place).glob("*/__init__.py")]
+    files = [file for file in files if file.stat().st_size and os.access(file, os.R_OK)]
+    if not files:
+        pytest.skip("the interpreter has no packages beside it")
+    size = str(files[0].stat().st_size)
+    assert said_outside(code, str(files[0])) == size
+    assert said(sandbox, code, str(files[0])) == (
+        size if sandbox.level in WEAK else "-"
+    )
+    assert said(sandbox, "import zoneinfo, sqlite3, decimal; print('there')") == "there"
 
 
 def test_signals_to_others(sandbox: Sandbox) -> None:

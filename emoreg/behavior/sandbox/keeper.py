@@ -189,7 +189,7 @@ def _first(job: Job, talk: list[int], trouble: int, status: int) -> NoReturn:
         copies = walls.read_only_copies(job["readable"])
         _become(walls.INSIDE)
         walls.die_with_parent()
-        walls.new_root(copies, job["links"], job["folder_bytes"])
+        walls.new_root(copies, job["links"], job["hidden"], job["folder_bytes"])
         _write_files(job["files"])
         child = os.fork()
         if child == 0:
@@ -261,9 +261,8 @@ def _give_up_rights(job: Job) -> None:
     walls.drop_capabilities()
     walls.no_new_privileges()
     if "landlock" in level:
-        readable = [*job["readable"], *job["links"]]
-        devices = [path for path in readable if path.startswith("/dev/")]
-        walls.landlock(readable, [job["folder"], *devices])
+        devices = [path for path in job["readable"] if path.startswith("/dev/")]
+        walls.landlock(job["readable"], [job["folder"], *devices], {*job["hidden"]})
     if "seccomp" in level:
         walls.filter_system_calls(file_marks="landlock" not in level)
 

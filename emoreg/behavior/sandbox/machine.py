@@ -3,14 +3,24 @@
 import itertools
 import os
 import sys
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from emoreg.behavior.sandbox.limits import Level, SandboxError
 
-_SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_ALSO: Final = ("/etc/ld.so.cache", "/nix/store", "/gnu/store")
-_DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+# Not all of `/usr`: people keep programs and data in some of its folders.
+_SYSTEM: Final = (
+    *("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
+    *("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libx32"),
+)
+_ALSO: Final = (
+    *("/etc/ld.so.cache", "/usr/share/zoneinfo", "/nix/store", "/gnu/store"),
+    *("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"),
+)
+_OF_PACKAGES: Final = ("site-packages", "dist-packages")
+_PACKAGES: Final = Path(__file__).resolve().parents[3]
 _SPARE: Final = 4096
 """Users that runs take turns at, if this is root."""
 _HIGH: Final = 2_000_000_000
@@ -62,16 +72,38 @@ def spare_user() -> int | None:
     return min(_HIGH, first + length - 2 * _SPARE) + turn
 
 
-def visible(program: str) -> tuple[list[str], dict[str, str]]:
-    """Return the paths that a run may read, and symbolic links among them."""
-    prefix = str(Path(program).parent.parent)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """What a run can see of the machine where walls are."""
+
+    readable: list[str]
+    """Folders and files, with all that is in them."""
+    links: dict[str, str]
+    """Symbolic links, as of `/bin` to `usr/bin`."""
+    hidden: list[str]
+    """Folders below readable ones that are not: installed packages, this one's files
+    among them, for those may hold what is to be found out."""
+
+
+@cache
+def view(program: str) -> View:
+    """Return what a run by an interpreter can see."""
+    prefix = Path(program).parent.parent
+    places = [*map(Path, _SYSTEM), *(prefix / name for name in ("bin", "lib", "lib64"))]
     readable, links = [], {}
-    for path in _SYSTEM:
-        if os.path.islink(path):
-            links[path] = os.readlink(path)
-        elif os.path.isdir(path):
-            readable.append(path)
-    if prefix != "/" and not any(prefix.startswith(f"{path}/") for path in readable):
-        readable += [prefix] if prefix not in readable else []
-    readable += [path for path in (*_ALSO, *_DEVICES) if os.path.exists(path)]
-    return readable, links
+    for place in places:
+        if place.is_symlink():
+            links[str(place)] = os.readlink(place)
+        elif place.is_dir() and str(place) not in readable:
+            readable.append(str(place))
+    readable += [path for path in _ALSO if os.path.exists(path)]
+    libraries = [path for path in readable if path.endswith(("/lib", "/lib64"))]
+    packages = [
+        str(found)
+        for library in libraries
+        for name in _OF_PACKAGES
+        for found in Path(library).glob(f"python3*/{name}")
+    ]
+    if any(_PACKAGES.is_relative_to(path) for path in readable):
+        packages.append(str(_PACKAGES))
+    return View(readable=readable, links=links, hidden=sorted({*packages}))

@@ -23,7 +23,7 @@ from emoreg.behavior.sandbox.limits import (
     Outcome,
     SandboxError,
 )
-from emoreg.behavior.sandbox.machine import interpreter, spare_user, visible
+from emoreg.behavior.sandbox.machine import interpreter, spare_user, view
 from emoreg.behavior.sandbox.process import Process
 
 _LOGGER = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class Sandbox:
     ) -> dict[str, Any]:
         limits, inside = self.limits, folder is None
         place, user = ("/work", spare_user()) if folder is None else folder
-        readable, links = visible(self._interpreter)
+        seen = view(self._interpreter)
         # In namespaces, their first process counts too, and the guard if it is the
         # same user; elsewhere the keeper adds what the user has beside.
         others = (1 if user is not None else 2) if inside else 0
@@ -239,8 +239,9 @@ class Sandbox:
             "folder": place,
             "user": user,
             "folder_bytes": limits.folder_bytes,
-            "readable": readable,
-            "links": links,
+            "readable": seen.readable,
+            "links": seen.links,
+            "hidden": seen.hidden,
             "environment": {
                 "PATH": "/usr/bin:/bin",
                 "HOME": place,

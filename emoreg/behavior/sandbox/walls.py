@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 NEW_MOUNTS, NEW_USERS, NEW_PROCESSES = 0x00020000, 0x10000000, 0x20000000
@@ -20,7 +20,14 @@ NEW_NETWORK, NEW_IPC, NEW_HOST_NAME, NEW_CGROUPS = (
 INSIDE = 1000
 """User and group as which code runs in namespaces of its own."""
 
-_RECURSIVE, _PRIVATE, _NO_SUID, _NO_DEVICES, _DETACH = 0x4000, 1 << 18, 2, 4, 2
+_READ_ONLY, _RECURSIVE, _PRIVATE, _NO_SUID, _NO_DEVICES, _DETACH = (
+    1,
+    0x4000,
+    1 << 18,
+    2,
+    4,
+    2,
+)
 _SET_DEATH_SIGNAL, _NO_NEW_PRIVILEGES, _SUBREAPER = 1, 38, 36
 # The same numbers on every architecture: calls newer than 2018.
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
@@ -105,12 +112,15 @@ def read_only_copies(paths: Iterable[str]) -> dict[str, int]:
     return copies
 
 
-def new_root(copies: dict[str, int], links: dict[str, str], size: int) -> None:
+def new_root(
+    copies: dict[str, int], links: dict[str, str], hidden: Iterable[str], size: int
+) -> None:
     """Make a root of its own in memory: the copies, and a folder `/work` to write in.
 
     Args:
         copies: What `read_only_copies` returned.
         links: Symbolic links, as of `/bin` to `usr/bin`.
+        hidden: Folders in the copies that are to look empty.
         size: Bytes that `/work` may hold.
     """
     flags = _NO_SUID | _NO_DEVICES
@@ -127,6 +137,8 @@ def new_root(copies: dict[str, int], links: dict[str, str], size: int) -> None:
         done = _libc.syscall(_MOVE_MOUNT, tree, b"", _HERE, os.fsencode(inside), 4)
         _checked(done, f"move_mount {path}")
         os.close(tree)
+    for path in hidden:
+        _mount("tmpfs", path.lstrip("/"), "tmpfs", flags | _READ_ONLY, "size=4k")
     for path, target in {**links, "/tmp": "work", "/dev/shm": "../work"}.items():
         os.makedirs(os.path.dirname(path.lstrip("/")) or ".", exist_ok=True)
         os.symlink(target, path.lstrip("/"))
@@ -140,7 +152,12 @@ def new_root(copies: dict[str, int], links: dict[str, str], size: int) -> None:
 
 # -- Landlock --------------------------------------------------------------------------
 
-_RUN_OR_READ, _FILE_ONLY, _EVERYTHING = 0b1101, 0b1100000000000111, 0xFFFF
+_RUN_OR_READ, _LIST, _FILE_ONLY, _EVERYTHING = (
+    0b1101,
+    0b1000,
+    0b1100000000000111,
+    0xFFFF,
+)
 _NO_TCP, _NO_ABSTRACT_SOCKETS_NOR_SIGNALS = 0b11, 0b11
 
 
@@ -152,14 +169,40 @@ def landlock_version() -> int:
     return max(0, _libc.syscall(_LANDLOCK_CREATE, None, 0, 1))
 
 
-def landlock(readable: Iterable[str], writable: Iterable[str]) -> None:
-    """Shut every file away but those below `readable` and `writable`."""
+def _around(path: str, hidden: set[str]) -> Iterator[tuple[str, int]]:
+    """Yield what to allow so that all below a path but `hidden` can be read.
+
+    Landlock allows and never takes back, so the way to a hidden folder is gone by
+    entry. Names of what is hidden can be listed.
+    """
+    if path in hidden:
+        return
+    if not any(place.startswith(f"{path}/") for place in hidden):
+        yield path, _RUN_OR_READ
+        return
+    yield path, _LIST
+    for name in os.listdir(path):
+        inside = os.path.join(path, name)
+        if not os.path.islink(inside):  # what it leads to may be anywhere
+            yield from _around(inside, hidden)
+
+
+def landlock(
+    readable: Iterable[str], writable: Iterable[str], hidden: set[str]
+) -> None:
+    """Shut every file away but those below `readable` and `writable`.
+
+    Args:
+        readable: Folders and files.
+        writable: Folders and files.
+        hidden: Folders below readable ones that are shut away nevertheless.
+    """
     if landlock_version() < 6:
         raise OSError(errno.ENOSYS, "landlock: version 6 or later is not there")
     rules = struct.pack("=QQQ", _EVERYTHING, _NO_TCP, _NO_ABSTRACT_SOCKETS_NOR_SIGNALS)
     ruleset = _libc.syscall(_LANDLOCK_CREATE, rules, len(rules), 0)
     _checked(ruleset, "landlock_create_ruleset")
-    allowed = [(path, _RUN_OR_READ) for path in readable]
+    allowed = [rule for path in readable for rule in _around(path, hidden)]
     allowed += [(path, _EVERYTHING) for path in writable]
     for path, access in allowed:
         file = os.open(path, os.O_PATH | os.O_CLOEXEC)
