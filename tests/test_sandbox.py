@@ -260,6 +260,13 @@ def test_environments_of_others(
     # A plain user's processes can read one another's where only limits are set.
     assert told == str(sandbox.level in WEAK and not AS_ROOT)
     assert said(sandbox, "import os; print('EMOREG_SECRET' in os.environ)") == "False"
+    # Code under test is forked from the keeper and has what it was started with.
+    with Sandbox(level=sandbox.level, allow_weak=True) as fresh:
+        said(fresh, "print()")
+        assert fresh._keeper is not None
+        keeper = Path(f"/proc/{fresh._keeper._process.pid}/environ").read_bytes()
+    assert b"PYTHONHASHSEED" in keeper
+    assert b"walrus" not in keeper
 
 
 def test_network(sandbox: Sandbox) -> None:
@@ -457,6 +464,24 @@ sandbox.run({{"main.py": code}}, ["python", "main.py", {word!r}, "stay"])
         found = len(with_word(word))
         library.kill()
     assert found >= 3
+    until = time.monotonic() + 5.0
+    while with_word(word) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert with_word(word) == []
+
+
+def test_code_ends_with_its_guard(sandbox: Sandbox) -> None:
+    word = f"walrus-{uuid.uuid4()}"
+    code = "import os, time\nif {}: os.fork()\ntime.sleep(60)"
+    # Children of the code go with it where the kernel sees to that.
+    code = code.format("namespaces" in sandbox.level)
+    command = [interpreter(sandbox.level), "main.py", word]
+    with sandbox.start({"main.py": code}, command=command) as process:
+        time.sleep(0.2)
+        assert with_word(word)
+        os.kill(process._guard, signal.SIGKILL)
+        done = process.finish()
+    assert (done.status, done.returncode) == ("error", None)
     until = time.monotonic() + 5.0
     while with_word(word) and time.monotonic() < until:
         time.sleep(0.05)

@@ -84,8 +84,6 @@ def _say(report: int, words: dict[str, Any]) -> None:
 
 def _prepare(job: Job, report: int, orders: Any) -> None:
     """Do what comes before there is a process for the code."""
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # if memory runs out, the code goes and not the training
     if job["user"] is not None:
         os.setgroups([])
     if "namespaces" in job["level"]:
@@ -110,6 +108,8 @@ def _watched(job: Job, report: int, control: int, talk: list[int]) -> int | None
     if child == 0:
         for file in (report, control, trouble[0], status[0]):
             os.close(file)
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # where memory runs out, this goes and not the training
         if "namespaces" in job["level"]:
             _first(job, talk, trouble[1], status[1])
         os.close(status[1])
@@ -245,6 +245,7 @@ def _give_up_rights(job: Job) -> None:
         os.chdir(job["folder"])
         if job["user"] is not None:
             _become(job["user"])
+        walls.die_with_parent()
         _write_files(job["files"])
     for name, value in job["limits"].items():
         if name == "RLIMIT_NPROC" and level in ("landlock+seccomp", "limits"):
