@@ -448,7 +448,7 @@ def test_nothing_outlives_a_run(sandbox: Sandbox, hasty: Sandbox) -> None:
     assert with_word(word) == []
 
 
-def test_nothing_outlives_the_library(sandbox: Sandbox) -> None:
+def test_nothing_outlives_the_library(sandbox: Sandbox, open_folder: Path) -> None:
     word = f"walrus-{uuid.uuid4()}"
     program = f"""
 from emoreg.behavior.sandbox.sandbox import Sandbox
@@ -457,7 +457,9 @@ code = {LEAVE!r}
 sandbox.run({{"main.py": code}}, ["python", "main.py", {word!r}, "stay"])
 """
     command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, cwd=ROOT) as library:
+    # What stays is the working folder, where it is none in memory.
+    environment = {**os.environ, "TMPDIR": str(open_folder)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as library:
         until = time.monotonic() + 20.0
         while len(with_word(word)) < 3 and time.monotonic() < until:
             time.sleep(0.05)  # the library, the code, and what it leaves
