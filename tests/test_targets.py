@@ -245,6 +245,18 @@ def test_the_place_in_the_band_is_in_its_widths() -> None:
         kept.load_state_dict({})  # of a version that kept nothing
 
 
+def test_the_parts_of_a_step_meet_the_same_place_in_the_band() -> None:
+    low, high = torch.tensor([[0.0]]), torch.tensor([[2.0]])
+    band = BandPenalty(probe(("calm",)), torch.zeros(1, 1), low=low, high=high)
+    band(read(([1.0], 1.0)))
+    band(read(([5.0], 1.0)))
+    before = float(band.outside)
+    band(replace(read(([5.0], 1.0)), continues=True))
+    assert float(band.outside) == before == -0.5
+    band(read(([1.0], 1.0)))
+    assert float(band.outside) > before  # control: the next step lets it in
+
+
 # -- what is refused -----------------------------------------------------------------
 
 
