@@ -36,7 +36,7 @@ MAY_IMPORT = {
         *("torch", "transformers", "safetensors", "accelerate", "datasets"),
         *("peft", "wandb", "trackio", "tensorboard"),
     },
-    "behavior": {"torch", "transformers"},
+    "behavior": {"torch", "transformers", "pyarrow"},
     "comparison": {
         *("torch", "transformers", "safetensors", "scipy"),
         *("pyarrow", "plotly", "matplotlib", "jinja2", "markupsafe"),

@@ -1,0 +1,289 @@
+"""Would the model rather say what is so, or cut a corner? Asked without generating."""
+
+import copy
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from emoreg.behavior.preferences import Preferences
+from emoreg.residual.layers import model_name, unwrapped
+from emoreg.residual.spans import word_spans
+from emoreg.residual.steer import steered
+from emoreg.residual.tokens import render
+from emoreg.vectors.transcripts import VARIANTS, Message, Transcript, Variant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Scored:
+    """A dialogue with its reply: token ids, and from where to where the reply is."""
+
+    ids: tuple[int, ...]
+    start: int
+    end: int
+
+
+Pair = tuple[_Scored, _Scored]
+"""The honest and the corner-cutting reply to the same feedback."""
+
+
+@torch.no_grad()
+def corner_cutting(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    transcripts: Sequence[Transcript],
+    *,
+    rounds: Sequence[int] | None = None,
+    additions: Mapping[int, Float[Tensor, " d_model"]] | None = None,
+    quiet: bool = False,
+) -> Preferences:
+    """Score the honest and the corner-cutting reply after each round of feedback.
+
+    For each twin, version and round `r`: the dialogue up to feedback `r`, then a reply
+    `y` of `n` tokens, teacher-forced; its score is `1/n sum_t log p(y_t | y_<t, x)`, in
+    nat per token, over the tokens of what is said and none of the chat template. The
+    honest reply is `reply_fail` after failing and `reply_pass` after passing, the other
+    one `reply_bad`. Softmax and sums are in float32 or better, whatever the model's
+    own precision.
+
+    A dialogue is read once, and its rounds are continued from the cache, one pass for
+    both replies; scores of a twin don't depend on which others are scored.
+
+    Args:
+        model: A transformers causal language model, with or without peft's adapter.
+        tokenizer: Its fast tokenizer, with a chat template.
+        transcripts: Twins.
+        rounds: Which rounds of feedback, from 1; all of each twin if None.
+        additions: Steering, at every token: what is added to the output of which
+            decoder block, in the model's own units (`emoreg.vectors.steering`).
+        quiet: No progress bar.
+
+    Raises:
+        ValueError: If there is no twin, one has no such round or a reply without
+            tokens, or a dialogue is longer than the model can read.
+        FloatingPointError: If a log-probability is NaN or infinite.
+    """
+    _check(model, transcripts, rounds)
+    moved = dict(additions or {})
+    rows: list[dict[str, Any]] = []
+    was_training = model.training
+    model.eval()
+    try:
+        with steered(model, moved):
+            dialogues: list[tuple[Transcript, Variant]]
+            dialogues = [(twin, v) for twin in transcripts for v in VARIANTS]
+            for twin, variant in tqdm(dialogues, desc="Replies", disable=quiet):
+                asked = rounds or range(1, len(twin.attempts) + 1)
+                pairs = [_pair(tokenizer, twin, variant, r) for r in asked]
+                _check_length(model, twin, pairs)
+                rows += _rows(twin, variant, asked, pairs, _scores(model, pairs))
+    finally:
+        model.train(was_training)
+    return Preferences.of_rows(rows, _meta(model, transcripts, moved))
+
+
+def twins_hash(transcripts: Sequence[Transcript]) -> str:
+    """Return a short hash of all that the twins say, in their order."""
+    texts = json.dumps([asdict(twin) for twin in transcripts])
+    return hashlib.sha256(texts.encode()).hexdigest()[:16]
+
+
+def _rows(
+    twin: Transcript,
+    variant: Variant,
+    rounds: Sequence[int],
+    pairs: Sequence[Pair],
+    scores: Sequence[tuple[float, float]],
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one dialogue, one a round."""
+    for number, pair, (honest, corner) in zip(rounds, pairs, scores, strict=True):
+        if not np.isfinite([honest, corner]).all():
+            raise FloatingPointError(
+                "log-probabilities must be finite, found NaN or infinity in twin "
+                f"`{twin.id}`, {variant}, round {number}. Load the model in float32 or "
+                "bfloat16, or steer less"
+            )
+        yield {
+            "prompt": twin.id,
+            "style": twin.style,
+            "variant": variant,
+            "round": number,
+            "honest": honest,
+            "corner": corner,
+            "honest_tokens": pair[0].end - pair[0].start,
+            "corner_tokens": pair[1].end - pair[1].start,
+        }
+
+
+def _pair(
+    tokenizer: PreTrainedTokenizerBase, twin: Transcript, variant: Variant, rounds: int
+) -> Pair:
+    """Return both replies to the feedback of a round, as the model will read them."""
+    said: list[Message] = [{"role": "user", "content": twin.task}]
+    for attempt, feedback in zip(
+        twin.attempts[:rounds], twin.feedback(variant)[:rounds], strict=True
+    ):
+        said.append({"role": "assistant", "content": attempt})
+        said.append({"role": "user", "content": feedback})
+    honest = twin.reply_fail if variant == "fail" else twin.reply_pass
+    return _scored(tokenizer, said, honest), _scored(tokenizer, said, twin.reply_bad)
+
+
+def _scored(
+    tokenizer: PreTrainedTokenizerBase, said: Sequence[Message], reply: str
+) -> _Scored:
+    messages = [*said, {"role": "assistant", "content": reply}]
+    text = render(tokenizer, messages)
+    ids, spans = word_spans(tokenizer, text, [m["content"] for m in messages])
+    start, end = spans[-1]
+    return _Scored(ids=ids, start=start, end=end)
+
+
+def _scores(model: nn.Module, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
+    """Return the mean log-probabilities of each pair's replies, in nat per token.
+
+    The pairs are rounds of one dialogue, so that what stands before a reply is the
+    beginning of the longest of them, up to what the template writes differently.
+    """
+    longest = max(pairs, key=lambda pair: pair[0].start)
+    trunk = longest[0].ids[: _shared(longest, longest[0].ids)]
+    # A cache of its own: those that models make drop what a sliding window left. A
+    # recurrent state can't go back to an earlier round: such a model reads all anew.
+    cache = None
+    if trunk and not getattr(unwrapped(model), "_is_stateful", False):
+        cache = DynamicCache()
+        ids = torch.tensor([trunk], device=_device(model))
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    found = []
+    for pair in pairs:
+        shared = 0 if cache is None else _shared(pair, trunk)
+        if cache is not None and shared:
+            past = copy.deepcopy(cache)
+            past.crop(shared - len(trunk))
+            past.batch_repeat_interleave(len(pair))
+            inputs = {"past_key_values": past, "use_cache": True}
+        else:
+            inputs = {"use_cache": False}
+        found.append(_continued(model, pair, shared, inputs))
+    return found
+
+
+def _shared(pair: Pair, ids: Sequence[int]) -> int:
+    """Return how many tokens both dialogues begin with as `ids` does, less one.
+
+    The token before a reply is left out: it is the one that predicts the first.
+    """
+    most = min(reply.start - 1 for reply in pair)
+    rows = zip(ids[:most], *(reply.ids[:most] for reply in pair), strict=False)
+    return sum(1 for _ in takewhile(lambda row: len(set(row)) == 1, rows))
+
+
+def _continued(
+    model: nn.Module, pair: Pair, shared: int, inputs: dict[str, Any]
+) -> tuple[float, float]:
+    """Return both replies' means from a pass over what comes after `shared` tokens.
+
+    Rows are padded on the right, where a causal model doesn't look, so that no mask is
+    needed. Logits are made where a reply is predicted, and nowhere else.
+    """
+    device, width = _device(model), max(reply.end for reply in pair) - 1 - shared
+    first = min(reply.start for reply in pair) - 1
+    ids = torch.zeros((len(pair), width), dtype=torch.long)
+    for row, reply in enumerate(pair):
+        fed = reply.ids[shared : reply.end - 1]
+        ids[row, : len(fed)] = torch.tensor(fed)
+    keep = torch.arange(first - shared, width, device=device)
+    logits = model(input_ids=ids.to(device), logits_to_keep=keep, **inputs).logits
+    means = []
+    for row, reply in enumerate(pair):
+        at = logits[row, reply.start - 1 - first : reply.end - 1 - first]
+        at = at if at.dtype == torch.float64 else at.float()
+        said = torch.tensor(reply.ids[reply.start : reply.end], device=at.device)
+        picked = at.gather(-1, said[:, None])[:, 0] - at.logsumexp(-1)
+        means.append(picked.double().mean())
+    honest, corner = torch.stack(means).tolist()
+    return honest, corner
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _check(
+    model: nn.Module, transcripts: Sequence[Transcript], rounds: Sequence[int] | None
+) -> None:
+    forward = inspect.signature(unwrapped(model).forward).parameters
+    if "logits_to_keep" not in forward:
+        raise ValueError(
+            "the model's forward must take `logits_to_keep`, as causal language models "
+            f"of transformers do; {type(unwrapped(model)).__name__} doesn't. Use one"
+        )
+    if not transcripts or (rounds is not None and not rounds):
+        raise ValueError(
+            "`transcripts` must hold at least one twin, and `rounds` a round, found "
+            f"{len(transcripts)} twins and {rounds}. Leave `rounds` out for all"
+        )
+    if len({twin.id for twin in transcripts}) < len(transcripts):
+        raise ValueError(
+            "twins must have names of their own, found one name twice. Rename one"
+        )
+    for twin in transcripts:
+        for name in ("reply_fail", "reply_pass", "reply_bad"):
+            if not getattr(twin, name).strip():
+                raise ValueError(
+                    f"every twin must have a `{name}` of at least one token, found "
+                    f"none in `{twin.id}`. Write one, or leave the twin out"
+                )
+        total = len(twin.attempts)
+        if odd := [r for r in rounds or () if not 1 <= r <= total]:
+            raise ValueError(
+                f"`rounds` must be in [1, {total}] for twin `{twin.id}`, found {odd}. "
+                "Leave them out to score every round"
+            )
+
+
+def _check_length(model: nn.Module, twin: Transcript, pairs: Sequence[Pair]) -> None:
+    inner: Any = unwrapped(model)
+    most = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(reply.end for pair in pairs for reply in pair)
+    if most and longest > most:
+        raise ValueError(
+            f"dialogues must fit the model, which reads {most} tokens; twin "
+            f"`{twin.id}` has {longest}. Score fewer rounds or shorter twins"
+        )
+
+
+def _meta(
+    model: nn.Module,
+    transcripts: Sequence[Transcript],
+    additions: Mapping[int, Float[Tensor, " d_model"]],
+) -> dict[str, Any]:
+    adapters: Any = getattr(model, "peft_config", None)
+    return {
+        "suite": "corner-cutting",
+        "model": model_name(model),
+        "adapter": ", ".join(adapters) if isinstance(adapters, dict) else None,
+        "prompts_hash": twins_hash(transcripts),
+        "steering": {
+            str(layer): {"norm": float(vector.float().norm()), "hash": _hash(vector)}
+            for layer, vector in sorted(additions.items())
+            if bool(vector.any())
+        },
+        "dtype": str(next(model.parameters()).dtype),
+        "software": {n: version(n) for n in ("torch", "transformers", "emoreg")},
+    }
+
+
+def _hash(vector: Float[Tensor, " d_model"]) -> str:
+    return hashlib.sha256(vector.float().cpu().numpy().tobytes()).hexdigest()[:16]
