@@ -316,12 +316,19 @@ class Pull(AbstractDecisionTerm):
         raise NotImplementedError
 
 
+def small_model() -> nn.Linear:
+    """One of equal models: the generator is shared by threads, so none draws in one."""
+    torch.manual_seed(0)
+    return nn.Linear(3, 2)
+
+
 def gradients_of(
-    world: World, losses: Callable[[nn.Linear], tuple[Tensor, Tensor]]
+    world: World,
+    small: nn.Linear,
+    losses: Callable[[nn.Linear], tuple[Tensor, Tensor]],
 ) -> dict[str, float]:
     """What a meter says of a task and a term on a small model."""
-    torch.manual_seed(0)
-    small, term = nn.Linear(3, 2), Pull()
+    term = Pull()
     meter = GradientMeter(world, {id(term): "pull"}, [term], every=1)
     assert meter.opened(small, step=0) == {}
     task, pull = losses(small)
@@ -341,10 +348,10 @@ def test_processes_say_what_one_says_of_the_whole_batch() -> None:
         )
 
     said: list[Any] = [None, None]
-    group = Group()
+    group, models = Group(), [small_model(), small_model()]
 
     def work(k: int) -> None:
-        said[k] = gradients_of(group.world(k), parts(x[k : k + 1]))
+        said[k] = gradients_of(group.world(k), models[k], parts(x[k : k + 1]))
 
     threads = [threading.Thread(target=work, args=(k,)) for k in (0, 1)]
     for thread in threads:
@@ -352,9 +359,9 @@ def test_processes_say_what_one_says_of_the_whole_batch() -> None:
     for thread in threads:
         thread.join(30)
     alone = World(device=torch.device("cpu"))
-    wanted = gradients_of(alone, parts(x))
+    wanted = gradients_of(alone, small_model(), parts(x))
     assert said[0] == said[1] == pytest.approx(wanted, rel=1e-5)
-    each = [gradients_of(alone, parts(x[k : k + 1])) for k in (0, 1)]  # control
+    each = [gradients_of(alone, small_model(), parts(x[k : k + 1])) for k in (0, 1)]  # control
     for key, value in wanted.items():
         assert (each[0][key] + each[1][key]) / 2 != pytest.approx(value, rel=1e-2)
 
