@@ -1,5 +1,7 @@
 """LoRA adapters placed relative to the layers that are read."""
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,8 @@ from emoreg.vectors.emotion_vectors import EmotionVectors
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
+_log = logging.getLogger(__name__)
 
 
 def lora_config(
@@ -143,10 +147,15 @@ def _loss_axes(
 def with_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """Return `model` with the peft adapter in `folder`, in eval mode.
 
+    One that changes nothing, as before its first step, is warned of: what is measured
+    with it is the model without.
+
     Raises:
-        ValueError: If there is no adapter in it.
+        ValueError: If there is no adapter in it, or one of another model: peft would
+            load what fits, and leave the rest as it was made.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils.save_and_load import load_peft_weights
 
     if not Path(folder, "adapter_config.json").is_file():
         raise ValueError(
@@ -155,4 +164,34 @@ def with_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         )
     base: Any = model
     tuned: Any = PeftModel.from_pretrained(base, folder)
+    written = load_peft_weights(str(folder), device="cpu")
+    held = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    _check_whole(folder, set(written), set(held))
+    if not _changes_something(written):
+        _log.warning(
+            "the adapter in %s changes nothing (its weights multiply to zero): the "
+            "figures will be those of the model without it. Was it trained?",
+            folder,
+        )
     return tuned.eval()
+
+
+def _check_whole(folder: str | Path, written: set[str], held: set[str]) -> None:
+    """Refuse an adapter of which a part found no place in the model, or is missing."""
+    missing = sorted(held - written)
+    extra = sorted(name for name in written - held if "lora_" in name)
+    if missing or extra:
+        raise ValueError(
+            "the adapter must be one that was trained on this model; of the weights in "
+            f"{str(folder)!r} {len(extra)} have no place in it ({extra[:1]}), and "
+            f"{len(missing)} that it needs are not there ({missing[:1]}). Pass the "
+            "model that the adapter was trained on"
+        )
+
+
+def _changes_something(weights: Mapping[str, Tensor]) -> bool:
+    """Tell whether any pair of LoRA's factors is not zero; True for other adapters."""
+    pairs = [(name, name.replace("lora_A", "lora_B")) for name in weights]
+    pairs = [(a, b) for a, b in pairs if a != b and b in weights]
+    both = (bool(weights[a].any() and weights[b].any()) for a, b in pairs)
+    return not pairs or any(both)
