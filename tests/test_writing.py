@@ -81,6 +81,7 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.times: list[float] = []
         self.pause = 0.0
+        self.released = threading.Event()
         self.headers: dict[str, str] = {}
         self.wrap: Callable[[str], str] = lambda text: text
 
@@ -105,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.times.append(time.monotonic())
         time.sleep(self.server.pause)
         if mood == "stall":
-            time.sleep(3)
+            self.server.released.wait(100)
         if mood == "hang up":
             self.close_connection = True
             return
@@ -159,6 +160,7 @@ def server() -> Iterator[Server]:
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
     yield made
+    made.released.set()
     made.shutdown()
     made.server_close()
 
@@ -441,7 +443,7 @@ def test_the_key_is_in_no_complaint(
     assert "secret-4711" not in "".join(traceback.format_exception(said.value))
 
 
-@pytest.mark.parametrize(("header", "least"), [("1", 1.0), ("soon", 0.0), ("-5", 0.0)])
+@pytest.mark.parametrize(("header", "least"), [("3", 3.0), ("soon", 0.0), ("-5", 0.0)])
 def test_a_server_says_how_long_to_wait(
     server: Server, tmp_path: Path, header: str, least: float
 ) -> None:
@@ -450,17 +452,16 @@ def test_a_server_says_how_long_to_wait(
     stories(writer(server, concurrency=1), tmp_path, **how)
     waited = server.times[1] - server.times[0]
     assert waited >= least
-    assert least or waited < 0.9  # control: the pause is the header's
+    assert least or waited < 2.9  # control: the pause is the header's
 
 
 @pytest.mark.parametrize("mood", ["stall", "500"])
 def test_an_interrupted_run_waits_for_no_answer(
     server: Server, tmp_path: Path, mood: str
 ) -> None:
-    """Eight requests stall for 3 s and more, or pause before they are put again."""
+    """Requests stall for 100 s, or wait as long before they are put again."""
     server.moods = ["well"] * 4 + [mood] * 200
-    if mood == "stall":
-        server.pause = 0.5
+    server.headers = {"Retry-After": "100"}
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "emoreg.cli", "stories", "--endpoint", server.url),
@@ -477,11 +478,10 @@ def test_an_interrupted_run_waits_for_no_answer(
     while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
         assert process.poll() is None
         time.sleep(0.01)
-    begun = time.monotonic()
+    time.sleep(0.5)  # The line is there before the answer counts as kept.
     process.send_signal(signal.SIGINT)
-    assert "interrupted" in process.communicate()[1]
+    assert "interrupted" in process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert time.monotonic() - begun < 2.5
     assert len(Corpus(tmp_path / "out").stories(split="all")) == 4
 
 
