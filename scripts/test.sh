@@ -19,8 +19,8 @@ check() {
 check "ruff check" .venv/bin/ruff check .
 check "ruff format" .venv/bin/ruff format --check .
 check "pyright" .venv/bin/pyright --pythonpath .venv/bin/python
-check "pytest, fast" .venv/bin/python -m pytest -q -n auto --maxprocesses 8 -m "not slow" "$@"
-check "pytest, slow" .venv/bin/python -m pytest -q -n auto --maxprocesses 2 --dist loadgroup -m "slow and not matrix" "$@"
+check "pytest, fast" .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --durations=15 -m "not slow" "$@"
+check "pytest, slow" .venv/bin/python -m pytest -q -n auto --maxprocesses 2 --durations=25 --dist loadgroup -m "slow and not matrix" "$@"
 
 if [ "${#failed[@]}" -gt 0 ]; then
   printf 'Not passed: %s\n' "${failed[@]}" >&2

@@ -73,8 +73,11 @@ def build(
 # -- what the seam leaves alone --------------------------------------------------------
 
 
-@pytest.mark.parametrize("peft", [True, False], ids=["lora", "full"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "peft"),
+    [*((kind, True) for kind in KINDS), ("dpo", False)],
+    ids=[*(f"{kind}-lora" for kind in KINDS), "dpo-full"],
+)
 def test_watching_and_weightless_terms_leave_training_as_it_was(
     build: Callable[..., Any], kind: str, peft: bool
 ) -> None:

@@ -113,7 +113,7 @@ def test_where_the_folder_is_plays_no_part(
     assert passes == []
 
 
-@pytest.mark.parametrize("at", [0, 1, 3, -1])
+@pytest.mark.parametrize("at", [1, -1])
 def test_a_run_that_was_cut_off_goes_on(
     model: Callable[[], Any],
     tokenizer: PreTrainedTokenizerFast,
