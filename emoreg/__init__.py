@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from emoreg.losses import presets
     from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
     from emoreg.losses.band import BandPenalty
+    from emoreg.losses.caps import caps
     from emoreg.losses.contrast import ContrastPenalty
     from emoreg.losses.energy import EnergyDistance
     from emoreg.losses.preventative import PreventativeSteering
     from emoreg.losses.reroute import RerouteAnchor
     from emoreg.losses.steered import SteeredRobustness
     from emoreg.losses.targets import Targets
+    from emoreg.residual.capping import capped
     from emoreg.residual.capture import capture
     from emoreg.training.adapters import lora_config, subspace_lora
     from emoreg.training.attach import attach, detach
@@ -86,6 +88,8 @@ __all__ = [
     "attach",
     "audit",
     "calibrate",
+    "capped",
+    "caps",
     "capture",
     "compare",
     "deflection_vectors",
@@ -134,6 +138,8 @@ _HOMES = {
     "audit": "emoreg.comparison.audit.audit",
     "detach": "emoreg.training.attach",
     "calibrate": "emoreg.training.reference",
+    "capped": "emoreg.residual.capping",
+    "caps": "emoreg.losses.caps",
     "capture": "emoreg.residual.capture",
     "compare": "emoreg.comparison.compare",
     "deflection_vectors": "emoreg.vectors.deflection",

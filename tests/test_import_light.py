@@ -48,6 +48,8 @@ PUBLIC = {
     "attach",
     "audit",
     "calibrate",
+    "capped",
+    "caps",
     "capture",
     "compare",
     "deflection_vectors",

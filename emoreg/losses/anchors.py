@@ -1,5 +1,6 @@
 """Terms that keep things as they were: what directions mean, what the model says."""
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -13,6 +14,7 @@ from emoreg.losses.term import (
     Probe,
     checked_weight,
 )
+from emoreg.residual.capping import Cap
 
 
 @final
@@ -56,10 +58,20 @@ class ReferenceKL(AbstractPassageTerm):
     is cached as its `k` largest log-probabilities; all other tokens count as one,
     which bounds the true KL from below and costs `k` numbers a token instead of a
     vocabulary.
+
+    With `caps` the reference is the capped model: what capping does at run time is
+    distilled into what is trained. Keep a `MeaningAnchor` beside it, and give it more
+    weight and more texts than an anchor needs.
     """
 
     def __init__(
-        self, *, weight: float = 1.0, every: int = 4, passages: int = 2, k: int = 64
+        self,
+        *,
+        weight: float = 1.0,
+        every: int = 4,
+        passages: int = 2,
+        k: int = 64,
+        caps: Mapping[int, Cap] | None = None,
     ) -> None:
         """Make the term.
 
@@ -68,8 +80,12 @@ class ReferenceKL(AbstractPassageTerm):
             every: Optimizer steps from one auxiliary batch to the next.
             passages: Texts in that batch, neutral ones and the run's own by turns.
             k: Log-probabilities kept of each token's reference distribution.
+            caps: What the reference is capped with while its log-probabilities are
+                taken (`emoreg.caps`); the model as it is when None.
         """
-        self.name, self.weight = "kl", checked_weight(weight)
+        self.caps = dict(caps or {})
+        self.name = "capped_kl" if self.caps else "kl"
+        self.weight = checked_weight(weight)
         self.every, self.passages, self.k = every, passages, k
 
     def __call__(

@@ -18,6 +18,7 @@ from emoreg.losses.anchors import (
 )
 from emoreg.losses.term import AbstractPassageTerm, PassageReadings, Probe
 from emoreg.residual.batches import Batch, read_stream
+from emoreg.residual.capping import capped
 from emoreg.residual.capture import Captured, capture
 from emoreg.residual.layers import unwrapped
 from emoreg.residual.tokens import TurnMarkers
@@ -166,12 +167,13 @@ class PredictionAnchor:
         device = next(model.parameters()).device
         was_training = model.training
         model.eval()
-        for row in range(len(self.texts)):
-            values, top = top_log_probs(
-                self._predictions(model, [row], device), self.term.k
-            )
-            self._log_probs.append(values.cpu())
-            self._ids.append(top.cpu())
+        with capped(model, self.term.caps):
+            for row in range(len(self.texts)):
+                values, top = top_log_probs(
+                    self._predictions(model, [row], device), self.term.k
+                )
+                self._log_probs.append(values.cpu())
+                self._ids.append(top.cpu())
         model.train(was_training)
 
     def loss(

@@ -42,11 +42,18 @@ def check_targets(
     Raises:
         ValueError: If there is no contrast or KL with a weight above 0; if a contrast
             keeps another share than the targets; if a band on calm has other limits,
-            or a floor above what a contrast lets calm rise to.
+            or a floor above what a contrast lets calm rise to; if a KL is to a capped
+            model.
     """
     if targets is None:
         return
     active = [term for term in terms if term.weight]
+    if any(isinstance(term, ReferenceKL) and term.caps for term in active):
+        raise ValueError(
+            "`kl_budget` must speak of the distance to the reference as it is, and "
+            "`ReferenceKL(caps=...)` pulls the model away from it. Distil the caps in "
+            "a run without `targets`"
+        )
     contrasts = [term for term in active if isinstance(term, ContrastPenalty)]
     for kind, setting, found in (
         (ContrastPenalty, "slope_reduction", contrasts),
