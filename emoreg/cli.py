@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from emoreg.commands import (
     audit,
+    behave,
     calibrate,
     compare,
     doctor,
+    dose,
     extract,
     measure,
     preflight,
@@ -32,6 +34,8 @@ _COMMANDS = {
     "preflight": preflight,
     "measure": measure,
     "compare": compare,
+    "behave": behave,
+    "dose": dose,
     "audit": audit,
     "doctor": doctor,
 }

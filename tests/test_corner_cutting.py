@@ -266,7 +266,7 @@ def test_twins_that_cant_be_scored_are_refused(
 def test_other_bad_input_is_refused(
     llama: Any, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(ValueError, match=r"\[1, 2\] for twin `a`, found \[3\]"):
+    with pytest.raises(ValueError, match=r"\[1, 2\] for twin `a`, .* \[1, 3\]"):
         corner_cutting(llama, tokenizer, TWINS, rounds=[1, 3], quiet=True)
     with pytest.raises(ValueError, match="at least one twin"):
         corner_cutting(llama, tokenizer, [], quiet=True)
@@ -293,12 +293,12 @@ def test_tables_of_other_texts_are_not_compared(
     changed = scored(*TWINS[:2], replace(TWINS[2], task="other"))
     with pytest.raises(ValueError, match="same texts, found prompts of the hash"):
         table.difference(changed)
-    with pytest.raises(ValueError, match=r"same rounds, found \(1, 2\) and \(1,\)"):
+    with pytest.raises(ValueError, match=r"found \(1, 2\) of .* and \(1,\)"):
         table.difference(scored(*TWINS, rounds=[1]))
     with pytest.raises(ValueError, match=r"none with 'fail' and 9 in 3 of 3"):
         table.mean(round=9)
-    with pytest.raises(ValueError, match="at least 2 complete clusters"):
-        scored(TWINS[0]).mean()
+    with pytest.raises(ValueError, match="at least 3 of them, found 2"):
+        scored(*TWINS[:2]).mean()
 
 
 def test_tables_that_are_no_table_are_refused(

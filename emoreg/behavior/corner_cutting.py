@@ -45,6 +45,7 @@ def corner_cutting(
     transcripts: Sequence[Transcript],
     *,
     rounds: Sequence[int] | None = None,
+    variants: Sequence[Variant] = VARIANTS,
     additions: Mapping[int, Float[Tensor, " d_model"]] | None = None,
     quiet: bool = False,
 ) -> Preferences:
@@ -64,7 +65,9 @@ def corner_cutting(
         model: A transformers causal language model, with or without peft's adapter.
         tokenizer: Its fast tokenizer, with a chat template.
         transcripts: Twins.
-        rounds: Which rounds of feedback, from 1; all of each twin if None.
+        rounds: Which rounds of feedback, from 1; -1 is each twin's last. All of each
+            twin if None.
+        variants: Which versions; both by default.
         additions: Steering, at every token: what is added to the output of which
             decoder block, in the model's own units (`emoreg.vectors.steering`).
         quiet: No progress bar.
@@ -74,7 +77,7 @@ def corner_cutting(
             tokens, or a dialogue is longer than the model can read.
         FloatingPointError: If a log-probability is NaN or infinite.
     """
-    _check(model, transcripts, rounds)
+    _check(model, transcripts, rounds, variants)
     moved = dict(additions or {})
     rows: list[dict[str, Any]] = []
     was_training = model.training
@@ -82,21 +85,49 @@ def corner_cutting(
     try:
         with steered(model, moved):
             dialogues: list[tuple[Transcript, Variant]]
-            dialogues = [(twin, v) for twin in transcripts for v in VARIANTS]
+            dialogues = [(twin, v) for twin in transcripts for v in variants]
             for twin, variant in tqdm(dialogues, desc="Replies", disable=quiet):
-                asked = rounds or range(1, len(twin.attempts) + 1)
+                asked = _asked(twin, rounds)
                 pairs = [_pair(tokenizer, twin, variant, r) for r in asked]
                 _check_length(model, twin, pairs)
                 rows += _rows(twin, variant, asked, pairs, _scores(model, pairs))
     finally:
         model.train(was_training)
-    return Preferences.of_rows(rows, _meta(model, transcripts, moved))
+    meta = scoring_meta(model, transcripts, rounds, variants)
+    return Preferences.of_rows(rows, {**meta, "steering": _steering(moved)})
+
+
+def scoring_meta(
+    model: nn.Module,
+    transcripts: Sequence[Transcript],
+    rounds: Sequence[int] | None,
+    variants: Sequence[Variant],
+) -> dict[str, Any]:
+    """Return what a table's scores rest on, all but the steering, JSON-able."""
+    return {
+        "suite": "corner-cutting",
+        "model": model_name(model),
+        "adapter": _adapter_hash(model),
+        "prompts_hash": twins_hash(transcripts),
+        "rounds": None if rounds is None else list(rounds),
+        "variants": list(variants),
+        "dtype": str(next(model.parameters()).dtype),
+        "software": {n: version(n) for n in ("torch", "transformers", "emoreg")},
+    }
 
 
 def twins_hash(transcripts: Sequence[Transcript]) -> str:
     """Return a short hash of all that the twins say, in their order."""
     texts = json.dumps([asdict(twin) for twin in transcripts])
     return hashlib.sha256(texts.encode()).hexdigest()[:16]
+
+
+def _asked(twin: Transcript, rounds: Sequence[int] | None) -> list[int]:
+    """Return the rounds that are scored, counted from 1."""
+    total = len(twin.attempts)
+    if rounds is None:
+        return list(range(1, total + 1))
+    return [number if number > 0 else total + 1 + number for number in rounds]
 
 
 def _rows(
@@ -170,7 +201,8 @@ def _scores(model: nn.Module, pairs: Sequence[Pair]) -> list[tuple[float, float]
         shared = 0 if cache is None else _shared(pair, trunk)
         if cache is not None and shared:
             past = copy.deepcopy(cache)
-            past.crop(shared - len(trunk))
+            if shared < len(trunk):  # up to transformers 5.19, 0 would drop it all
+                past.crop(shared - len(trunk))
             past.batch_repeat_interleave(len(pair))
             inputs = {"past_key_values": past, "use_cache": True}
         else:
@@ -221,7 +253,10 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _check(
-    model: nn.Module, transcripts: Sequence[Transcript], rounds: Sequence[int] | None
+    model: nn.Module,
+    transcripts: Sequence[Transcript],
+    rounds: Sequence[int] | None,
+    variants: Sequence[Variant],
 ) -> None:
     forward = inspect.signature(unwrapped(model).forward).parameters
     if "logits_to_keep" not in forward:
@@ -234,23 +269,38 @@ def _check(
             "`transcripts` must hold at least one twin, and `rounds` a round, found "
             f"{len(transcripts)} twins and {rounds}. Leave `rounds` out for all"
         )
+    if sorted({*variants} & {*VARIANTS}) != sorted(variants) or not variants:
+        raise ValueError(
+            f"`variants` must name one or both of {VARIANTS}, found {tuple(variants)}. "
+            "Leave them out for both"
+        )
     if len({twin.id for twin in transcripts}) < len(transcripts):
         raise ValueError(
             "twins must have names of their own, found one name twice. Rename one"
         )
     for twin in transcripts:
-        for name in ("reply_fail", "reply_pass", "reply_bad"):
-            if not getattr(twin, name).strip():
-                raise ValueError(
-                    f"every twin must have a `{name}` of at least one token, found "
-                    f"none in `{twin.id}`. Write one, or leave the twin out"
-                )
-        total = len(twin.attempts)
-        if odd := [r for r in rounds or () if not 1 <= r <= total]:
+        _check_twin(twin, rounds)
+
+
+def _check_twin(twin: Transcript, rounds: Sequence[int] | None) -> None:
+    for name in ("reply_fail", "reply_pass", "reply_bad"):
+        if not getattr(twin, name).strip():
             raise ValueError(
-                f"`rounds` must be in [1, {total}] for twin `{twin.id}`, found {odd}. "
-                "Leave them out to score every round"
+                f"every twin must have a `{name}` of at least one token, found "
+                f"none in `{twin.id}`. Write one, or leave the twin out"
             )
+    total = len(twin.attempts)
+    asked = _asked(twin, rounds)
+    if rounds and any(not 1 <= number <= total for number in asked):
+        raise ValueError(
+            f"`rounds` must be in [1, {total}] for twin `{twin.id}`, or count from its "
+            f"end with -1, found {list(rounds)}. Leave them out to score every round"
+        )
+    if len(set(asked)) < len(asked):
+        raise ValueError(
+            f"`rounds` must name each round once, found {list(rounds or ())}, which "
+            f"for twin `{twin.id}` are {asked}. Delete the repeats"
+        )
 
 
 def _check_length(model: nn.Module, twin: Transcript, pairs: Sequence[Pair]) -> None:
@@ -264,26 +314,32 @@ def _check_length(model: nn.Module, twin: Transcript, pairs: Sequence[Pair]) -> 
         )
 
 
-def _meta(
-    model: nn.Module,
-    transcripts: Sequence[Transcript],
+def _steering(
     additions: Mapping[int, Float[Tensor, " d_model"]],
-) -> dict[str, Any]:
-    adapters: Any = getattr(model, "peft_config", None)
+) -> dict[str, dict[str, Any]]:
     return {
-        "suite": "corner-cutting",
-        "model": model_name(model),
-        "adapter": ", ".join(adapters) if isinstance(adapters, dict) else None,
-        "prompts_hash": twins_hash(transcripts),
-        "steering": {
-            str(layer): {"norm": float(vector.float().norm()), "hash": _hash(vector)}
-            for layer, vector in sorted(additions.items())
-            if bool(vector.any())
-        },
-        "dtype": str(next(model.parameters()).dtype),
-        "software": {n: version(n) for n in ("torch", "transformers", "emoreg")},
+        str(layer): {"norm": float(vector.float().norm()), "hash": _hash(vector)}
+        for layer, vector in sorted(additions.items())
+        if bool(vector.any())
     }
 
 
-def _hash(vector: Float[Tensor, " d_model"]) -> str:
-    return hashlib.sha256(vector.float().cpu().numpy().tobytes()).hexdigest()[:16]
+def _adapter_hash(model: nn.Module) -> str | None:
+    """Return a short hash of a peft adapter's weights; None without an adapter.
+
+    Its name would not do: by default all are called `default`.
+    """
+    adapters: Any = getattr(model, "peft_config", None)
+    if not isinstance(adapters, dict):
+        return None
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if set(name.split(".")) & set(adapters):
+            digest.update(f"{name}{tuple(weight.shape)}{_hash(weight)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _hash(vector: Float[Tensor, "..."]) -> str:
+    return hashlib.sha256(vector.detach().float().cpu().numpy().tobytes()).hexdigest()[
+        :16
+    ]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from emoreg.statistics.bootstrap import Interval, bootstrap_mean
-from emoreg.vectors.transcripts import VARIANTS
+from emoreg.vectors.transcripts import VARIANTS, Variant
 from emoreg.vectors.whole_files import write_whole
 
 SCHEMA = pa.schema(
@@ -31,6 +31,8 @@ SCHEMA = pa.schema(
 """The columns of the file, which the fields of `Preferences` describe."""
 FORMAT = "emoreg.preferences/1"
 META_KEY = b"emoreg"
+FEWEST = 3
+"""Prompts that an interval needs."""
 
 
 @final
@@ -64,7 +66,8 @@ class Preferences:
     """Tokens that the mean is over: those of what is said, not of the template."""
     corner_tokens: Int[np.ndarray, " row"]
     meta: dict[str, Any] = field(default_factory=dict)
-    """JSON-able: model, adapter, prompts_hash, steering, dtype, software."""
+    """JSON-able: suite, model, adapter (a hash of its weights), prompts_hash, rounds,
+    variants, steering, dtype, software."""
 
     def __post_init__(self) -> None:
         for name in ("round", "honest_tokens", "corner_tokens"):
@@ -77,6 +80,11 @@ class Preferences:
     def prompts(self) -> tuple[str, ...]:
         """The twins, in the order in which they first stand."""
         return tuple(dict.fromkeys(self.prompt))
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The versions that were scored, failing first."""
+        return tuple(variant for variant in VARIANTS if variant in self.variant)
 
     @property
     def rounds(self) -> tuple[int, ...]:
@@ -127,9 +135,9 @@ class Preferences:
             seed: Of the bootstrap.
 
         Raises:
-            ValueError: As `margins` does, and for fewer than two twins.
+            ValueError: As `margins` does, and for fewer than three twins.
         """
-        return _interval(self.margins(variant=variant, round=round), seed=seed)
+        return prompt_interval(self.margins(variant=variant, round=round), seed=seed)
 
     def difference(
         self,
@@ -148,14 +156,15 @@ class Preferences:
             seed: Of the bootstrap.
 
         Raises:
-            ValueError: If the tables are not of the same texts and rounds.
+            ValueError: If the tables are not of the same texts, rounds and versions,
+                or of fewer than three twins.
         """
         self.check_paired(other)
         theirs = other.margins(variant=variant, round=round)
         at = {name: i for i, name in enumerate(other.prompts)}
         theirs = theirs[[at[name] for name in self.prompts]]
         mine = self.margins(variant=variant, round=round)
-        return _interval(mine - theirs, seed=seed)
+        return prompt_interval(mine - theirs, seed=seed)
 
     def check_paired(self, other: "Preferences") -> None:
         """Raise a ValueError unless both tables are of the same texts and rounds."""
@@ -175,8 +184,9 @@ class Preferences:
             )
         if set(self._keys()) != set(other._keys()):
             raise ValueError(
-                "Tables that are compared must be of the same rounds, found "
-                f"{self.rounds} and {other.rounds}. Score the same rounds"
+                "Tables that are compared must be of the same rounds and versions, "
+                f"found {self.rounds} of {self.variants} and {other.rounds} of "
+                f"{other.variants}. Score the same ones"
             )
 
     def table(self) -> pa.Table:
@@ -237,8 +247,19 @@ class Preferences:
                 raise ValueError(f"`{name}` must be at least 1, found a smaller number")
 
 
-def _interval(margins: Float[np.ndarray, " prompt"], *, seed: int) -> Interval:
-    return bootstrap_mean(margins[:, None], seed=seed, keep=False, expand=True).at(0)
+def prompt_interval(values: Float[np.ndarray, " prompt"], *, seed: int) -> Interval:
+    """Return the mean over prompts with its 95 % bootstrap interval.
+
+    Raises:
+        ValueError: With fewer than three prompts. Two spread too little for resamples
+            to tell anything: the level that makes up for it (`expanded`) rounds to 1.
+    """
+    if len(values) < FEWEST:
+        raise ValueError(
+            f"an interval over prompts must have at least {FEWEST} of them, found "
+            f"{len(values)}. Score more"
+        )
+    return bootstrap_mean(values[:, None], seed=seed, keep=False, expand=True).at(0)
 
 
 def write_table(path: Path, table: pa.Table, form: str, meta: dict[str, Any]) -> Path:
