@@ -672,6 +672,24 @@ def test_terms_that_train_nothing_are_refused(
             trainer.train()
 
 
+def test_an_adapter_above_the_read_layers_is_warned_of(
+    build: Callable[..., Any],
+    model: Callable[[], PreTrainedModel],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    last = cases.LOSS_LAYER
+    for layers, terms, said in (
+        ([last, last + 1], ALL, True),
+        ([last], ALL, False),  # controls: where it belongs, and with nothing held
+        ([last, last + 1], None, False),
+    ):
+        lora = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=layers)
+        caplog.clear()
+        build(terms, model=model(), peft=lora, max_steps=1)
+        warned = f"trains blocks {last + 1} to {last + 1}, above the last layer"
+        assert (warned in caplog.text) == said
+
+
 def test_a_forward_that_bypasses_the_blocks_is_refused(
     build: Callable[..., Any], model: Callable[[], PreTrainedModel]
 ) -> None:

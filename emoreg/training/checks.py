@@ -1,5 +1,6 @@
 """What must hold before and during training, or the terms would lie."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from emoreg.residual.layers import (
 from emoreg.training.reference import Reference
 from emoreg.vectors.corpus import Roles
 from emoreg.vectors.emotion_vectors import EmotionVectors
+
+logger = logging.getLogger(__name__)
 
 
 def check_needs(
@@ -62,6 +65,33 @@ def check_needs(
         raise ValueError(
             f"{needing[0]} needs a language-model head, whose predictions it holds; "
             f"{type(unwrapped(model)).__name__} has none. Use weight 0"
+        )
+    _warn_of_late_blocks(model, terms)
+
+
+def _warn_of_late_blocks(model: torch.nn.Module, terms: Sequence[AbstractTerm]) -> None:
+    """Say where an adapter reaches past all that terms read.
+
+    There the terms see nothing, and the audit's layers are no longer those of the
+    model that was: a reading can come back behind what is held. Training all weights
+    does so too, but leaves no choice; an adapter's place is one.
+    """
+    read = [t.probe.layers for t in terms if isinstance(t, AbstractDecisionTerm)]
+    if not read or not hasattr(model, "peft_config"):
+        return
+    last = max(layer for layers in read for layer in layers)
+    late = [
+        number
+        for number, block in enumerate(decoder_layers(model))
+        if number > last and any(p.requires_grad for p in block.parameters())
+    ]
+    if late:
+        logger.warning(
+            "The adapter trains blocks %d to %d, above the last layer that a term "
+            "reads, %d: what is held below can come back there, unseen, and the "
+            "audit's layers are changed directly. `emoreg.lora_config(vectors)` ends "
+            "at that layer",
+            *(late[0], late[-1], last),
         )
 
 
