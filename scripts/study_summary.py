@@ -118,7 +118,7 @@ def summary(out: Path, gate: Readings) -> dict[str, Any]:
         Readings.load(out / "base" / "before.parquet").twin_differences().prompts
     )
     arms: dict[str, Any] = {}
-    for name, arm in ARMS.items():
+    for name in ARMS:
         seeds = []
         for path in sorted(out.glob(f"{name}-*/figures.json")):
             folder = path.parent
@@ -128,14 +128,56 @@ def summary(out: Path, gate: Readings) -> dict[str, Any]:
             seed = int(folder.name.rsplit("-", 1)[1])
             seeds.append({"seed": seed, **json.loads(path.read_text()), **timed})
         if seeds:
-            verdict = min((s["verdict"] for s in seeds), key=ORDER.index)
-            arms[name] = {"says": arm.says, "verdict": verdict, "seeds": seeds}
+            arms[name] = _arm(name, seeds)
     return {"schema": SCHEMA, "power": power(gate, vectors, tasks), "arms": arms}
 
 
+def joined(found: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Return what was found with the seeds that were written down before.
+
+    A study may take several machines or days: what lies in this run's folder stands in
+    for what was written of the same arm and seed, all else is kept.
+
+    Raises:
+        SystemExit: If a seed from before was trained on another schedule, or judged on
+            another number of tasks: one table would compare what does not compare.
+    """
+    tasks = {study["power"]["tasks"] for study in (found, before)}
+    schedules = {
+        json.dumps(seed.get("schedule"), sort_keys=True)
+        for study in (found, before)
+        for arm in study["arms"].values()
+        for seed in arm["seeds"]
+    }
+    if len(tasks) > 1 or len(schedules) > 1:
+        raise SystemExit(
+            "seeds of one study must have one schedule and one number of tasks, found "
+            f"{sorted(schedules)} and {sorted(tasks)}. Delete study.json, or write to "
+            "another folder"
+        )
+    arms: dict[str, Any] = {}
+    for name in ARMS:
+        both = [s["arms"][name]["seeds"] for s in (before, found) if name in s["arms"]]
+        seeds = {seed["seed"]: seed for part in both for seed in part}
+        if seeds:
+            arms[name] = _arm(name, [seeds[number] for number in sorted(seeds)])
+    return {**found, "arms": arms}
+
+
+def _arm(name: str, seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    verdict = min((seed["verdict"] for seed in seeds), key=ORDER.index)
+    return {"says": ARMS[name].says, "verdict": verdict, "seeds": seeds}
+
+
 def write_docs(found: dict[str, Any], folder: Path) -> None:
-    """Write study.json, and the tables between the marks in study.md."""
-    (folder / "study.json").write_text(json.dumps(found, indent=1) + "\n")
+    """Write study.json, and the tables between the marks in study.md.
+
+    Seeds that study.json holds already are kept; see `joined`.
+    """
+    written = folder / "study.json"
+    if written.is_file():
+        found = joined(found, json.loads(written.read_text()))
+    written.write_text(json.dumps(found, indent=1) + "\n")
     page = folder / "study.md"
     text = page.read_text()
     for name, table in (

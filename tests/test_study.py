@@ -1,5 +1,6 @@
 """The study: its arms' data, its power, its tables, and that it goes on."""
 
+import copy
 import importlib
 import json
 import sys
@@ -198,3 +199,30 @@ def test_what_is_there_is_not_made_again_and_failures_count(
     assert (tmp_path / "default-0" / "table.parquet").read_text() == "made"
     assert (tmp_path / "dpo-0" / "table.parquet").read_text() == "kept"
     assert "no data" in capsys.readouterr().out
+
+
+def test_seeds_written_before_are_kept(
+    found: Any, programs: Any, tmp_path: Path
+) -> None:
+    """As when a study goes on elsewhere, with another arm and another seed."""
+    docs, summary = tmp_path / "docs", programs["study_summary"]
+    docs.mkdir()
+    (docs / "study.md").write_text(
+        "".join(f"<!-- {n} -->\n<!-- end -->\n" for n in ("arms", "checks", "power"))
+    )
+    summary.write_docs(found, docs)
+    later = copy.deepcopy(found)
+    [default] = later["arms"]["default"]["seeds"][1:]
+    default |= {"seed": 2, "verdict": "FAIL"}
+    again = {**default, "seed": 1, "verdict": "PASS"}
+    later["arms"] = {"default": {**later["arms"]["default"], "seeds": [again, default]}}
+    summary.write_docs(later, docs)
+    arms = json.loads((docs / "study.json").read_text())["arms"]
+    seeds = [(s["seed"], s["verdict"]) for s in arms["default"]["seeds"]]
+    assert seeds == [(0, "PASS"), (1, "PASS"), (2, "FAIL")]
+    assert arms["default"]["verdict"] == "FAIL"
+    assert arms["data"] == found["arms"]["data"]
+    assert (docs / "study.md").read_text().count("| default |") >= 3
+    default["schedule"] = {"steps": 3}
+    with pytest.raises(SystemExit, match="must have one schedule"):
+        summary.write_docs(later, docs)
