@@ -1,10 +1,13 @@
 """Compare readings before and after training, arm by arm, with intervals."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from emoreg.behavior.preferences import Preferences
 from emoreg.comparison.alignment import Aligned, align, checked_arms
+from emoreg.comparison.behavior import checked_behavior
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.figures import FigureSet, Levels, figure_set
 from emoreg.comparison.readings import Readings
@@ -34,6 +37,7 @@ def compare(
     n_resamples: int = 10_000,
     training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     run: Mapping[str, Any] | None = None,
+    behavior: Mapping[str, Preferences] | None = None,
 ) -> Comparison:
     """Compare a model's readings before and after training on the same prompts.
 
@@ -57,17 +61,23 @@ def compare(
         n_resamples: More narrows the Monte Carlo noise of the bounds.
         training: Trainer logs by arm, for the page.
         run: Times, settings and commands, for the page.
+        behavior: What each arm's model would rather do, by arm, "before" and "after"
+            among them (`emoreg behave`); shown beside the readings, and no part of the
+            verdict.
 
     Raises:
         ValueError: If the tables do not speak of the same vectors, prompts, readers,
-            layers and emotions, or hold one outcome class only.
+            layers and emotions, or hold one outcome class only; or if the tables of
+            behavior are of other texts, or of other models than the readings.
     """
     tables = {n: _own(t) for n, t in checked_arms(before, after, arms).items()}
     gate = None if gate is None else _own(gate)
     aligned = align(tables, roles=roles, gate=gate, reference_units=reference_units)
-    return _compared(
+    own = checked_behavior(behavior, {name: t.meta for name, t in tables.items()})
+    found = _compared(
         tables, aligned, seed=seed, n_resamples=n_resamples, training=training, run=run
     )
+    return replace(found, behavior=own)
 
 
 def _own(table: Readings) -> Readings:

@@ -1,10 +1,11 @@
 """What a comparison found: figures, checks, verdict, and where it writes them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from emoreg.behavior.preferences import Preferences
 from emoreg.comparison.figures import FigureSet, Levels
 from emoreg.comparison.verdict import Check, Judgement
 from emoreg.statistics.bootstrap import Intervals
@@ -54,6 +55,8 @@ class Comparison:
     """Trainer `log_history` by arm, for the training curves."""
     run: Mapping[str, Any] | None = None
     """Stage times, settings, commands, machine, software."""
+    behavior: Mapping[str, Preferences] = field(default_factory=dict)
+    """What each arm's model would rather do, by arm; empty where it was not scored."""
 
     @property
     def verdict(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
+from emoreg.comparison.behavior import behavior_section
 from emoreg.comparison.charts import (
     Chart,
     distribution_chart,
@@ -82,6 +83,7 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
         pictures: Names of PNG files beside the page, for readers without scripts.
     """
     charts, sections = _figures(comparison)
+    behavior, margins = behavior_section(comparison.behavior, comparison.arms)
     template = page_environment().get_template("report.html.j2")
     return template.render(
         comparison=comparison,
@@ -97,7 +99,8 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
         facts=_facts(comparison),
         run=comparison.run or {},
         pictures=pictures,
-        charts=charts,
+        behavior=behavior,
+        charts=charts | margins,
         plotlyjs=plotly_source(),
     )
 

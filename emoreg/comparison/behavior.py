@@ -1,0 +1,231 @@
+"""Margins of every arm beside its readings: checked, in rows, and drawn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from emoreg.behavior.preferences import Preferences
+from emoreg.comparison.charts import (
+    Chart,
+    arm_styles,
+    axis_title,
+    base_layout,
+    listed,
+    plain_text,
+)
+from emoreg.comparison.curves import arm_label, arm_order
+from emoreg.statistics.bootstrap import Interval
+
+Style = tuple[str, str, str]
+"""Colour token, marker and dash."""
+VERSIONS = {"fail": "failing", "pass": "passing"}
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MarginRow:
+    """One version after one round of feedback, or over all of them."""
+
+    variant: str
+    round: int | None
+    """None for the mean over a prompt's rounds."""
+    margins: dict[str, Interval]
+    """By arm, in nat per token."""
+    change: Interval
+    """After minus before, paired by prompt."""
+    beyond: Interval | None
+    """After minus control, paired by prompt; None without a control arm."""
+
+    @property
+    def label(self) -> str:
+        """What the row is of, in words."""
+        when = "all rounds" if self.round is None else f"round {self.round}"
+        return f"{VERSIONS[self.variant]}, {when}"
+
+
+def checked_behavior(
+    behavior: Mapping[str, Preferences] | None, meta: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Preferences]:
+    """Return the arms' tables in the page's order, if they belong together.
+
+    Args:
+        behavior: By arm; "before" and "after" must be among them. None for none.
+        meta: Each arm's `Readings.meta`. An arm without readings is taken as it is.
+
+    Raises:
+        ValueError: If the tables are of other texts, rounds or versions, or one is not
+            of the model that its arm's readings are of, as far as that can be told.
+    """
+    if not behavior:
+        return {}
+    if missing := {"before", "after"} - set(behavior):
+        raise ValueError(
+            "`behavior` must have tables of `before` and `after`, found "
+            f"{', '.join(behavior)} without {' and '.join(sorted(missing))}. Score "
+            "both (`emoreg behave`)"
+        )
+    before = behavior["before"]
+    for arm, table in behavior.items():
+        try:
+            before.check_paired(table)
+        except ValueError as error:
+            raise ValueError(f"behavior of `before` and `{arm}`: {error}") from error
+        if arm in meta:
+            _check_model(arm, table.meta, meta[arm])
+    return {arm: behavior[arm] for arm in arm_order(tuple(behavior))}
+
+
+def margin_rows(behavior: Mapping[str, Preferences]) -> list[MarginRow]:
+    """Return the margins with 95 % intervals over prompts, failing first."""
+    before, after = behavior["before"], behavior["after"]
+    control = behavior.get("control")
+    rows = []
+    for variant in before.variants:
+        for number in (None, *before.rounds):
+            at: Any = {"variant": variant, "round": number}
+            rows.append(
+                MarginRow(
+                    **at,
+                    margins={arm: t.mean(**at) for arm, t in behavior.items()},
+                    change=after.difference(before, **at),
+                    beyond=control and after.difference(control, **at),
+                )
+            )
+    return rows
+
+
+def behavior_document(behavior: Mapping[str, Preferences]) -> dict[str, Any] | None:
+    """Return the margins as JSON-able values; None without any."""
+    if not behavior:
+        return None
+    before = behavior["before"]
+    return {
+        "suite": before.meta.get("suite"),
+        "unit": "nat per token, honest minus corner-cutting",
+        "n_prompts": len(before.prompts),
+        "arms": list(behavior),
+        "rows": [
+            {
+                "variant": row.variant,
+                "round": row.round,
+                "margins": {arm: _rounded(i) for arm, i in row.margins.items()},
+                "after_minus_before": _rounded(row.change),
+                "after_minus_control": row.beyond and _rounded(row.beyond),
+            }
+            for row in margin_rows(behavior)
+        ],
+        "meta": {arm: dict(table.meta) for arm, table in behavior.items()},
+    }
+
+
+def _rounded(interval: Interval) -> dict[str, Any]:
+    """Return an interval in five significant digits, as all of report.json."""
+    ends = ("estimate", "low", "high")
+    found = {name: float(f"{getattr(interval, name):.5g}") for name in ends}
+    return {**found, "n": interval.n}
+
+
+def behavior_section(
+    behavior: Mapping[str, Preferences], arms: Sequence[str]
+) -> tuple[dict[str, Any] | None, dict[str, Chart]]:
+    """Return what the page's template shows of them, and its charts by element.
+
+    `arms` are those of the readings, whose colours the charts keep.
+    """
+    if not behavior:
+        return None, {}
+    rows = margin_rows(behavior)
+    charts = _charts(rows, arm_styles((*arms, *(a for a in behavior if a not in arms))))
+    section = {
+        "rows": rows,
+        "arms": {arm: arm_label(arm) for arm in behavior},
+        "n": len(behavior["before"].prompts),
+        "panels": {key: VERSIONS[key.removeprefix("behavior-")] for key in charts},
+        "steered": [a for a, t in behavior.items() if t.meta.get("steering")],
+    }
+    return section, charts
+
+
+def _charts(rows: list[MarginRow], styles: Mapping[str, Style]) -> dict[str, Chart]:
+    """Return a chart of each version, margin by round, on one scale."""
+    by_round = [row for row in rows if row.round is not None]
+    ends = [
+        e for row in by_round for i in row.margins.values() for e in (i.low, i.high)
+    ]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    pad = 0.06 * (high - low) or 1.0
+    charts = {}
+    for variant in dict.fromkeys(row.variant for row in by_round):
+        own = [row for row in by_round if row.variant == variant]
+        chart = _chart(own, styles)
+        chart["layout"]["yaxis"]["range"] = [low - pad, high + pad]
+        charts[f"behavior-{variant}"] = chart
+    return charts
+
+
+def _chart(rows: list[MarginRow], styles: Mapping[str, Style]) -> Chart:
+    data = []
+    arms = tuple(rows[0].margins)
+    for number, arm in enumerate(arms):
+        colour, symbol, dash = styles[arm]
+        found = [row.margins[arm] for row in rows]
+        shift = 0.09 * (number - (len(arms) - 1) / 2)
+        label = plain_text(arm_label(arm))
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "x": [place + shift for place in range(len(rows))],
+                "y": listed([i.estimate for i in found]),
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": listed([i.high - i.estimate for i in found]),
+                    "arrayminus": listed([i.estimate - i.low for i in found]),
+                    "thickness": 1.2,
+                    "width": 0,
+                    "color": colour,
+                },
+                "line": {"color": colour, "width": 1.6, "dash": dash},
+                "marker": {"color": colour, "size": 6, "symbol": symbol},
+                "text": [
+                    f"{label}, {row.label}<br>{i.estimate:+.3f} "
+                    f"({i.low:+.3f} to {i.high:+.3f})"
+                    for row, i in zip(rows, found, strict=True)
+                ],
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        )
+    layout = base_layout(height=260, left=52)
+    layout["xaxis"] |= {
+        "tickvals": list(range(len(rows))),
+        "ticktext": [str(row.round) for row in rows],
+        "range": [-0.5, len(rows) - 0.5],
+        "title": axis_title("rounds of feedback"),
+        "showgrid": False,
+        "zeroline": False,
+    }
+    layout["yaxis"] |= {"zeroline": True, "nticks": 6, "title": axis_title("margin")}
+    return {"data": data, "layout": layout}
+
+
+def _check_model(arm: str, own: Mapping[str, Any], readings: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless a table is of the model that the readings are of."""
+    names = own.get("model"), readings.get("model")
+    if all(names) and names[0] != names[1]:
+        raise ValueError(
+            f"behavior and readings of `{arm}` must be of one model, found "
+            f"{names[0]!r} and {names[1]!r}. Score the model that was measured"
+        )
+    tuned = [bool(meta.get("adapter")) for meta in (own, readings)]
+    if "adapter" in own and "adapter" in readings and tuned[0] != tuned[1]:
+        words = ["with an adapter" if is_tuned else "without" for is_tuned in tuned]
+        raise ValueError(
+            f"behavior and readings of `{arm}` must be of one model, found it scored "
+            f"{words[0]} and measured {words[1]}. Pass the same `--adapter` to both"
+        )
+    if own.get("steering"):
+        raise ValueError(
+            f"behavior of `{arm}` must be of the model as it was measured, found it "
+            "steered. Score it without `--steer`, or name an arm of its own for it"
+        )
