@@ -149,6 +149,7 @@ def test_behave_steers_and_strengths_add_up(
         (("--limit", "0"), "`--limit` must be at least 3"),
         (("--limit", "2"), "`--limit` must be at least 3"),
         (("--steer", "desperate=0.1"), "found no `--vectors`"),
+        (("--vectors", "v.safetensors"), "found no `--steer`"),
         (("--steer", "desparate=0.1", "--vectors"), "did you mean desperate"),
         (("--steer", "desperate", "--vectors"), "must be EMOTION=STRENGTH"),
         (("--steer", "desperate=nan", "--vectors"), "must be EMOTION=STRENGTH"),

@@ -117,8 +117,9 @@ def scoring_meta(
 
 
 def twins_hash(transcripts: Sequence[Transcript]) -> str:
-    """Return a short hash of all that the twins say, in their order."""
-    texts = json.dumps([asdict(twin) for twin in transcripts])
+    """Return a short hash of all that the twins say, in whatever order they stand."""
+    ordered = sorted(transcripts, key=lambda twin: twin.id)
+    texts = json.dumps([asdict(twin) for twin in ordered])
     return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 

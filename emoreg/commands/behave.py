@@ -110,6 +110,11 @@ def _strengths(options: argparse.Namespace) -> dict[str, float]:
             "`--steer` must come with the directions, found no `--vectors`. Pass the "
             "model's file of vectors (`emoreg extract`)"
         )
+    if options.vectors and not options.steer:
+        raise ValueError(
+            "`--vectors` is for steering alone, found no `--steer`. Leave it out, or "
+            "write for example --steer desperate=0.05"
+        )
     found: dict[str, float] = {}
     for item in options.steer:
         emotion, _, strength = item.partition("=")
