@@ -238,7 +238,7 @@ def test_the_slope_is_polyfit_of_the_mean_margin_and_covers_a_planted_one() -> N
     assert found.low < -3.0 < found.high
     assert found.excludes(0.0)
     assert found.n == 40
-    # Controls: without a planted slope none is found, and strengths in disorder lose it.
+    # Controls: without a planted slope none is found; strengths in disorder lose it.
     assert not made_curve(level + noise, STRENGTHS).slope().excludes(0.0)
     moved = made_curve(margins[[2, 0, 4, 1, 3]], STRENGTHS).slope()
     assert abs(moved.estimate) < abs(found.estimate) / 2
