@@ -347,6 +347,10 @@ def test_a_curve_comes_back_from_its_file(
     assert back.strengths == curve.strengths
     assert back.slope() == curve.slope()
     assert back.meta == {"emotion": "calm", **curve.meta}
+    for strength, pushed in ((0.0, False), (1.0, True)):
+        for table in (curve.tables[strength], back.tables[strength]):
+            assert bool(table.meta["steering"]) == pushed
+            assert table.meta["strength"] == strength
     with pytest.raises(ValueError, match="must be a table of the format"):
         Preferences.load(path)
     path.write_bytes(path.read_bytes()[:-50])

@@ -192,7 +192,8 @@ class DoseCurve:
             table.table().add_column(0, "strength", [[strength] * len(table.prompt)])
             for strength, table in self.tables.items()
         ]
-        own = {"emotion": self.emotion, **self.meta}
+        pushes = [t.meta.get("steering", {}) for t in self.tables.values()]
+        own = {"emotion": self.emotion, **self.meta, "steering": pushes}
         return write_table(Path(path), pa.concat_tables(parts), FORMAT, own)
 
     @classmethod
@@ -207,7 +208,11 @@ class DoseCurve:
         rows: dict[float, list[dict[str, Any]]] = {}
         for row in table.to_pylist():
             rows.setdefault(row.pop("strength"), []).append(row)
-        tables = {at: Preferences.of_rows(found, meta) for at, found in rows.items()}
+        pushes = meta.pop("steering")
+        tables = {
+            at: Preferences.of_rows(found, {**meta, "strength": at, "steering": push})
+            for (at, found), push in zip(rows.items(), pushes, strict=True)
+        }
         return cls(emotion=str(meta.get("emotion")), tables=tables, meta=meta)
 
 
@@ -274,14 +279,16 @@ def _part(
     """Return the table of a strength: the kept one if it is of these settings."""
     if part is not None and part.is_file():
         table = Preferences.load(part)
-        if table.meta == settings:
+        # All but the steering, which hangs on the last bits of measured norms.
+        if {**table.meta, "steering": None} == {**settings, "steering": None}:
             return table
         differ = [key for key in settings if table.meta.get(key) != settings[key]]
         _log.warning(
             "%s was scored with another %s: it is scored again",
             *(part.name, ", ".join(differ)),
         )
-    table = replace(score(), meta=settings)
+    table = score()
+    table = replace(table, meta={**settings, "steering": table.meta["steering"]})
     if part is not None:
         table.save(part)
     return table
