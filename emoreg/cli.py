@@ -35,7 +35,7 @@ _COMMANDS = {
     "measure": measure,
     "compare": compare,
     "behave": behave,
-    "dose": dose,
+    "behave dose": dose,
     "audit": audit,
     "doctor": doctor,
 }
@@ -48,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     That is 0, or 1 for a fault that the doctor found or an audit that failed, 2 for
     bad input, 130 when interrupted.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parsed(sys.argv[1:] if arguments is None else arguments)
     _calm_libraries(options)
     try:
         return options.run(options) or 0
@@ -61,6 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _complain(_one_line(error))
         return _BAD_INPUT
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return a command's options; exits, as argparse does, where they are wrong."""
+    words = list(arguments)
+    if " ".join(words[:2]) in _COMMANDS:  # a command of two words is one to argparse
+        words[:2] = [" ".join(words[:2])]
+    return _parser().parse_args(words)
 
 
 def _parser() -> argparse.ArgumentParser:

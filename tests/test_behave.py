@@ -1,4 +1,4 @@
-"""`emoreg behave` and `emoreg dose`: on a tiny model end to end, and bad input."""
+"""`emoreg behave`, `emoreg behave dose`: on a tiny model end to end, and bad input."""
 
 import json
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def loaded(folder: Path) -> Any:
 
 
 def command(folder: Path, name: str, *more: str) -> list[str]:
-    said = [name, "--model", str(folder / "model"), "--quiet"]
+    said = [*name.split(), "--model", str(folder / "model"), "--quiet"]
     return [*said, "--prompts", str(folder / "twins.jsonl"), *more]
 
 
@@ -379,17 +379,21 @@ def test_dose_says_the_curve_and_leaves_one_file(
     out = folder / "dose.parquet"
     more = ["--vectors", str(folder / "v.safetensors"), "--out", str(out)]
     asked = ["--emotion", "desperate", "--strengths=-1,0,1"]
-    assert main(command(folder, "dose", *more, *asked, "--resume")) == 0
+    assert main(command(folder, "behave dose", *more, *asked, "--resume")) == 0
     said = capsys.readouterr().out
     curve = DoseCurve.load(out)
     assert curve.strengths == (-1.0, 0.0, 1.0)
     assert f"slope {curve.slope().estimate:+.3f} (" in said
     assert f"desperate -1: margin {curve.margin(-1.0).estimate:+.3f} (" in said
     assert not list(folder.glob("*.parts"))
-    line = refused(capsys, *command(folder, "dose", *more, "--emotion", "desparate"))
+    line = refused(
+        capsys, *command(folder, "behave dose", *more, "--emotion", "desparate")
+    )
     assert "did you mean desperate" in line
-    line = refused(capsys, *command(folder, "dose", *more, *asked, "--suite", "x"))
+    line = refused(
+        capsys, *command(folder, "behave dose", *more, *asked, "--suite", "x")
+    )
     assert "`--suite` must be one of `corner-cutting`" in line
     asked[1:] = ["calm", "--strengths=0.1;0.2"]
-    line = refused(capsys, *command(folder, "dose", *more, *asked))
+    line = refused(capsys, *command(folder, "behave dose", *more, *asked))
     assert "numbers with commas" in line

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import emoreg
-from emoreg.cli import _parser
+from emoreg.cli import parsed
 from emoreg.vectors.corpus import Corpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -294,7 +294,7 @@ def shown(program: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("arguments", shown("emoreg"), ids=" ".join)
 def test_commands_parse(arguments: list[str]) -> None:
-    assert callable(_parser().parse_args(arguments).run)
+    assert callable(parsed(arguments).run)
 
 
 def test_a_wrong_command_is_caught(capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,7 +305,7 @@ def test_a_wrong_command_is_caught(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         ((_, *arguments),) = commands(wrong)
         with pytest.raises(SystemExit):
-            _parser().parse_args(arguments)
+            parsed(arguments)
     assert "usage" in capsys.readouterr().err
 
 

@@ -284,7 +284,7 @@ def read_table(
     if not path.is_file():
         raise FileNotFoundError(
             f"`path` must be a table of preferences, found nothing at {path}; write "
-            "one with `emoreg behave` or `emoreg dose`."
+            "one with `emoreg behave` or `emoreg behave dose`."
         )
     try:
         table = pq.read_table(path)

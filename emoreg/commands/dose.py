@@ -1,4 +1,4 @@
-"""`emoreg dose`."""
+"""`emoreg behave dose`."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from emoreg.commands.shared import load, model_option, say, vectors_option
 
 SUMMARY = "Margins of a suite while an emotion is pushed, by strength, and their slope."
 EXAMPLE = (
-    "emoreg dose --model demo --vectors vectors.safetensors --emotion desperate "
+    "emoreg behave dose --model demo --vectors vectors.safetensors --emotion desperate "
     "--prompts dev --out dose.parquet"
 )
 SUITES = ("corner-cutting",)
