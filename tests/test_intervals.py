@@ -57,6 +57,12 @@ def test_expanded_intervals_cover_with_few_clusters():
     assert close[1].width == pytest.approx(close[0].width, rel=0.01)
 
 
+def test_two_clusters_have_a_wide_interval_and_no_hole():
+    """Their level rounds to 1, whose normal quantile is infinite."""
+    found = bootstrap_mean(np.array([[1.0], [3.0]]), expand=True).at(0)
+    assert (found.low, found.estimate, found.high) == (1.0, 2.0, 3.0)
+
+
 def test_a_ratio_can_be_expanded_too():
     first, second = pairs(10, 1, shift=0.0)
     plain = bootstrap_ratio(second + 3, first + 3).at(0)

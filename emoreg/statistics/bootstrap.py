@@ -21,6 +21,7 @@ Missing = Literal["refuse", "drop"]
 
 # Resampled means held at once: 4M doubles, 32 MB, whatever the number of figures.
 _CHUNK_NUMBERS = 4_000_000
+_SUREST = 1 - 1e-12
 
 
 @final
@@ -212,7 +213,8 @@ def expanded(confidence: float, n: int) -> float:
         (0.972, 0.95)
     """
     quantile = stdtrit(n - 1, (1.0 + confidence) / 2.0)
-    return float(1.0 - 2.0 * ndtr(-math.sqrt(n / (n - 1)) * quantile))
+    level = float(1.0 - 2.0 * ndtr(-math.sqrt(n / (n - 1)) * quantile))
+    return min(level, _SUREST)  # of two clusters it rounds to 1, which has no quantile
 
 
 @lru_cache(maxsize=4)
