@@ -1,0 +1,1 @@
+"""Coding tasks, half of which nobody can solve honestly."""
