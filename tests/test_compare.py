@@ -94,7 +94,7 @@ def test_slopes_are_means_over_prompts_in_units():
     found = compare(table, table, reference_units=units, **FEW)
     twins = table.twin_differences()
     arm = found.decision.arms["before"]
-    expected = bootstrap_mean(twins.values / 4, n_resamples=1000)
+    expected = bootstrap_mean(twins.values / 4, n_resamples=1000, expand=True)
     np.testing.assert_allclose(arm.slope.estimate[..., :8], expected.estimate)
     np.testing.assert_allclose(arm.slope.low[..., :8], expected.low)
     level = (twins.failing.mean(axis=0) - 0.5) / 4
@@ -353,7 +353,7 @@ def test_the_document_is_json_with_the_documented_keys(halved):
         *("schema", "verdict", "checks", "primary", "arms", "n_prompts", "prompts"),
         *("readers", "layers", "emotions", "families", "layer_plan", "audit_reader"),
         *("units", "gate", "notes", "settings", "figures", "meta", "training", "run"),
-        "behavior",
+        *("behavior", "changes"),
     }
     assert document["verdict"]["text"] == halved.verdict
     figures = document["figures"]["decision"]

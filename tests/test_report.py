@@ -92,7 +92,13 @@ def parsed(page):
 
 def test_the_folder_holds_page_figures_and_json(saved):
     names = {path.name for path in saved.parent.iterdir()}
-    pictures = {"distributions.png", "slopes.png", "changes.png", "training.png"}
+    pictures = {
+        "distributions.png",
+        "slopes.png",
+        "changes.png",
+        "training.png",
+        "shifts.png",
+    }
     assert names == {"index.html", "report.json", *pictures}
     for name in pictures:
         assert (saved.parent / name).read_bytes().startswith(b"\x89PNG")
@@ -114,6 +120,7 @@ def test_the_page_needs_no_network(page, parsed):
         "slopes.png",
         "changes.png",
         "training.png",
+        "shifts.png",
     }
     policy = next(a for t, a in parsed.found if a.get("http-equiv"))
     assert "default-src 'none'" in policy["content"]

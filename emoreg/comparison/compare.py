@@ -8,6 +8,7 @@ from typing import Any
 from emoreg.behavior.preferences import Preferences
 from emoreg.comparison.alignment import Aligned, align, checked_arms
 from emoreg.comparison.behavior import checked_behavior
+from emoreg.comparison.changes import Changes, changes_of
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.figures import FigureSet, Levels, figure_set
 from emoreg.comparison.readings import Readings
@@ -43,8 +44,8 @@ def compare(
 
     The failure slope is the mean twin difference at the decision token over
     sigma_ref; its unit of analysis is the prompt, its interval a 95 % cluster
-    bootstrap (BCa; percentiles for ratios). It is read by the vectors' own readers;
-    what the audit's further ones say is `audit`'s matter.
+    bootstrap (BCa; percentiles for ratios), widened for few prompts. It is read by the
+    vectors' own readers; what the audit's further ones say is `audit`'s matter.
 
     Args:
         before: Readings of the reference model.
@@ -77,7 +78,7 @@ def compare(
     found = _compared(
         tables, aligned, seed=seed, n_resamples=n_resamples, training=training, run=run
     )
-    return replace(found, behavior=own)
+    return replace(found, behavior=own, changes=_paired(found))
 
 
 def _own(table: Readings) -> Readings:
@@ -142,6 +143,19 @@ def _compared(
         settings={"seed": seed, "n_resamples": n_resamples, "confidence": 0.95},
         training=training,
         run=run,
+    )
+
+
+def _paired(found: Comparison) -> tuple[Changes, ...]:
+    """Return the headline targets' paired changes, by the comparison's own settings."""
+    return changes_of(
+        found.levels,
+        found.summary,
+        reader=found.audit_reader,
+        targets=found.headline_targets,
+        emotions=found.emotions,
+        n_resamples=found.settings["n_resamples"],
+        seed=found.settings["seed"],
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, final
 
 from emoreg.behavior.preferences import Preferences
+from emoreg.comparison.changes import Changes
 from emoreg.comparison.figures import FigureSet, Levels
 from emoreg.comparison.verdict import Check, Judgement
 from emoreg.statistics.bootstrap import Intervals
@@ -57,6 +58,8 @@ class Comparison:
     """Stage times, settings, commands, machine, software."""
     behavior: Mapping[str, Preferences] = field(default_factory=dict)
     """What each arm's model would rather do, by arm; empty where it was not scored."""
+    changes: tuple[Changes, ...] = ()
+    """After against before, then against control; empty for fewer than 3 prompts."""
 
     @property
     def verdict(self) -> str:

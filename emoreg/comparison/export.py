@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from emoreg.comparison.behavior import behavior_document
+from emoreg.comparison.changes import changes_document
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.figures import FigureSet
 from emoreg.statistics.bootstrap import Intervals
@@ -87,6 +88,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
             arm: plain({k: v for k, v in meta.items() if k != "units"})
             for arm, meta in comparison.meta.items()
         },
+        "changes": changes_document(comparison.changes),
         "behavior": plain(behavior_document(comparison.behavior)),
         "training": plain(comparison.training),
         "run": plain(comparison.run),

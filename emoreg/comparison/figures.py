@@ -6,7 +6,7 @@ a layer or a group of layers; a *target* is an emotion or a family of emotions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -144,7 +144,8 @@ def figure_set(
 ) -> FigureSet:
     """Compute every figure of every arm from levels per prompt.
 
-    Intervals are BCa for means and differences, percentiles for ratios.
+    Intervals are BCa for means and differences, percentiles for ratios, and widened
+    for few prompts (`bootstrap.expanded`), which changes nothing where there are many.
 
     Args:
         arms: Levels by arm, "before" and "after" among them; the verdict holds
@@ -157,7 +158,8 @@ def figure_set(
     """
     errors = slope_in_standard_errors(base.slope)
     shown = np.abs(errors) > RATIO_STANDARD_ERRORS
-    settings = {"n_resamples": n_resamples, "seed": seed, "keep": False}
+    settings: Any = {"n_resamples": n_resamples, "seed": seed, "keep": False}
+    settings["expand"] = True
     before = arms["before"].slope
     figures: dict[str, ArmFigures] = {}
     for name, levels in arms.items():
@@ -209,6 +211,7 @@ def _ratio_where(
     n_resamples: int,
     seed: int,
     keep: bool,
+    expand: bool,
 ) -> Intervals:
     """Return ratios where the base slope carries one, NaN elsewhere."""
     ratio = bootstrap_ratio(
@@ -217,6 +220,7 @@ def _ratio_where(
         n_resamples=n_resamples,
         seed=seed,
         keep=keep,
+        expand=expand,
     )
     crossing = ratio.crossing
     assert crossing is not None

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from emoreg.comparison.changes import Changes
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.curves import (
     VERSIONS,
@@ -16,6 +17,7 @@ from emoreg.comparison.curves import (
     slope_ranges,
     training_panels,
 )
+from emoreg.comparison.shifts import shift_limits
 
 # Okabe-Ito; versions and arms also differ by dash and marker.
 _VERSION_STYLE = {"failing": ("#D55E00", "-"), "passing": ("#0072B2", "--")}
@@ -30,7 +32,7 @@ _COLUMNS = 3
 
 
 def draw(comparison: Comparison) -> dict[str, bytes]:
-    """Return PNG files by name: distributions, slopes, changes, and training."""
+    """Return PNG files by name: distributions, slopes, changes, shifts, training."""
     from matplotlib import rc_context
 
     with rc_context(_style()):
@@ -39,6 +41,8 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
             "slopes.png": _slopes(comparison),
             "changes.png": _changes(comparison),
         }
+        if comparison.changes and comparison.changes[0].shifted:
+            pictures["shifts.png"] = _shifts(comparison.changes[0])
         if training_panels(comparison):
             pictures["training.png"] = _training(comparison)
     return pictures
@@ -188,6 +192,25 @@ def _changes(comparison: Comparison) -> bytes:
         axis.tick_params(length=0)
         axis.set_xlabel("layer")
     figure.colorbar(image, ax=list(axes), shrink=0.4, label="σ_ref")
+    return _png(figure)
+
+
+def _shifts(changes: Changes) -> bytes:
+    figure, axes = _panels(len(changes.shifted), height=2.2)
+    for column, (axis, target) in enumerate(zip(axes, changes.shifted, strict=True)):
+        axis.axhline(0, color=_MUTED, lw=0.7)
+        for side, shift in changes.shifts.items():
+            colour, dash = _VERSION_STYLE[side]
+            place, middle = shift.first[:, column], shift.shift[:, column]
+            band = shift.low[:, column], shift.high[:, column]
+            shade = 0.22 if side == "failing" else 0.1
+            axis.fill_between(place, *band, color=colour, alpha=shade, lw=0)
+            axis.plot(place, middle, color=colour, ls=dash, lw=1.4, marker=".")
+        axis.set_title(short(target, 32))
+        axis.set_ylim(shift_limits(changes))
+        axis.set_xlabel(f"decile {short(changes.against)}, σ_ref above success")
+    axes[0].set_ylabel("shift, σ_ref")
+    _key(figure, {name: (*style, "") for name, style in _VERSION_STYLE.items()})
     return _png(figure)
 
 

@@ -30,6 +30,7 @@ from emoreg.comparison.curves import (
 from emoreg.comparison.figures import FigureSet
 from emoreg.comparison.page import page_environment, plotly_source
 from emoreg.comparison.phrases import percent, signed
+from emoreg.comparison.shifts import changes_section
 from emoreg.statistics.bootstrap import Interval
 
 GUARD_LABELS = {
@@ -84,6 +85,7 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
     """
     charts, sections = _figures(comparison)
     behavior, margins = behavior_section(comparison.behavior, comparison.arms)
+    changes, shifts = changes_section(comparison.changes)
     template = page_environment().get_template("report.html.j2")
     return template.render(
         comparison=comparison,
@@ -100,7 +102,9 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
         run=comparison.run or {},
         pictures=pictures,
         behavior=behavior,
-        charts=charts | margins,
+        changes=changes,
+        q=comparison.changes[0].q if comparison.changes else {},
+        charts=charts | margins | shifts,
         plotlyjs=plotly_source(),
     )
 
@@ -284,7 +288,8 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
             "Intervals",
             f"{100 * settings['confidence']:.0f} % cluster bootstrap over prompts, "
             f"{settings['n_resamples']} resamples, seed {settings['seed']}; BCa, "
-            "percentile for ratios; not corrected for the number of figures",
+            "percentile for ratios; widened for few prompts; not corrected for the "
+            "number of figures",
         ),
         ("Vectors", meta.get("vectors_hash")),
         ("Prompts hash", meta.get("prompts_hash")),

@@ -355,10 +355,12 @@ def _row_quantile(
     ordered: Float[np.ndarray, "figure resample"],
     level: Float[np.ndarray, " figure"],
 ) -> Float[np.ndarray, " figure"]:
-    """Return one linearly interpolated quantile per sorted row."""
-    position = level * (ordered.shape[1] - 1)
+    """Return one linearly interpolated quantile per sorted row; NaN for level NaN."""
+    known = np.isfinite(level)
+    position = np.where(known, level, 0.0) * (ordered.shape[1] - 1)
     below = np.floor(position).astype(np.int64)
     above = np.minimum(below + 1, ordered.shape[1] - 1)
     rows = np.arange(len(ordered))
     share = position - below
-    return ordered[rows, below] * (1 - share) + ordered[rows, above] * share
+    found = ordered[rows, below] * (1 - share) + ordered[rows, above] * share
+    return np.where(known, found, np.nan)
