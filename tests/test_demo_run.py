@@ -18,9 +18,6 @@ from emoreg.quickstart.run import Quickstart
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
-# They share one run: with several workers, one of them takes all.
-pytestmark = pytest.mark.xdist_group("demo")
-
 EMOTIONS = ("desperate", "calm", "panicked", "content", "upset", "serene", "proud")
 SMALL = Plan(
     emotions=EMOTIONS,

@@ -28,8 +28,6 @@ needs_deepspeed = pytest.mark.skipif(
     reason="deepspeed, or the C++ compiler with which it builds its communication on a "
     "CPU, is not installed; docs/training.md says how",
 )
-# The first run compiles DeepSpeed's communication: with several workers, one does.
-pytestmark = pytest.mark.xdist_group("sharded")
 # Anchors start at zero, since the model starts as the reference: as heavy as this,
 # either of them alone is seen when it counts double.
 WEIGHTS = {"contrast": 1.0, "band": 0.1, "meaning": 100.0, "kl": 1000.0}
