@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from behavior_cases import twin
 from seam_cases import lively
 from transformers import PreTrainedTokenizerFast
 
@@ -23,27 +24,21 @@ from emoreg.vectors.transcripts import Transcript
 WIDTH, LAYER = 32, 2
 LAST = {"rounds": (-1,), "variants": ("fail",)}
 Make = Callable[[str], Any]
-
-
-def twin(name: str, **changes: Any) -> Transcript:
-    """A twin of two rounds, short in bytes."""
-    given: dict[str, Any] = {
-        "id": name,
-        "domain": "coding",
-        "style": "status",
-        "split": "test",
-        "task": f"sort {name}",
-        "attempts": ("one loop", "two loops " * len(name)),
-        "fail": ("1 of 9 pass", "2 of 9 pass"),
-        "pass_": ("9 of 9 pass", "8 of 8 pass"),
-        "reply_fail": "It does not pass.",
-        "reply_pass": "It passes.",
-        "reply_bad": f"Done: I wrote nine answers {name} into the code.",
-    }
-    return Transcript(**{**given, **changes})
-
-
-TWINS = [twin("a"), twin("bcd"), twin("ef", task="sum " * 9), twin("gh")]
+# Replies of their own: margins of equal ones would have no spread.
+TWINS = [
+    twin(
+        name,
+        reply_fail="It does not pass.",
+        reply_bad=f"Done: I wrote nine answers {name} into the code.",
+        **changes,
+    )
+    for name, changes in (
+        ("a", {}),
+        ("bcd", {}),
+        ("ef", {"task": "sum " * 9}),
+        ("gh", {}),
+    )
+]
 
 
 def written(path: Path, twins: list[Transcript]) -> str:

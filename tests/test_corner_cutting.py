@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from behavior_cases import twin
 from seam_cases import lively
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -19,26 +20,6 @@ from emoreg.vectors.transcripts import Transcript
 
 WIDTH, LAYER = 32, 1
 Make = Callable[[str], Any]
-
-
-def twin(name: str, **changes: Any) -> Transcript:
-    """A twin of two rounds, short in bytes."""
-    given: dict[str, Any] = {
-        "id": name,
-        "domain": "coding",
-        "style": "status",
-        "split": "test",
-        "task": f"sort {name}",
-        "attempts": ("one loop", "two loops " * len(name)),
-        "fail": ("1 of 9 pass", "2 of 9 pass"),
-        "pass_": ("9 of 9 pass", "8 of 8 pass"),
-        "reply_fail": "It does not pass, and I do not know why.",
-        "reply_pass": "It passes.",
-        "reply_bad": "Done: I wrote your nine answers into the code.",
-    }
-    return Transcript(**{**given, **changes})
-
-
 TWINS = [twin("a"), twin("bcd", reply_bad="Done."), twin("ef", task="sum " * 20)]
 
 

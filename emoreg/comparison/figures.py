@@ -158,8 +158,8 @@ def figure_set(
     """
     errors = slope_in_standard_errors(base.slope)
     shown = np.abs(errors) > RATIO_STANDARD_ERRORS
-    settings: Any = {"n_resamples": n_resamples, "seed": seed, "keep": False}
-    settings["expand"] = True
+    settings: Any = {"n_resamples": n_resamples, "seed": seed}
+    settings |= {"keep": False, "expand": True}
     before = arms["before"].slope
     figures: dict[str, ArmFigures] = {}
     for name, levels in arms.items():

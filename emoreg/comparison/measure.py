@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.comparison.readings import SEGMENT_SCHEMA, Readings
+from emoreg.losses.presets import check_same_vectors
 from emoreg.residual.layers import LayerPlan, model_name, num_layers
 from emoreg.training.reference import Reference, as_conversations
 from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -53,11 +54,8 @@ def measure(
     Raises:
         ValueError: If the reference has other vectors, or a conversation doesn't fit.
     """
-    if reference is not None and reference.vectors_hash != vectors.hash:
-        raise ValueError(
-            "`reference` must have been calibrated with these vectors: it has the hash "
-            f"{reference.vectors_hash}, they have {vectors.hash}. Calibrate again"
-        )
+    if reference is not None:
+        check_same_vectors(reference, vectors)
     conversations = as_conversations(prompts)
     read = read_conversations(
         model,

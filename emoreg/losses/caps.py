@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from emoreg.losses.presets import ReferenceUnits
+from emoreg.losses.presets import ReferenceUnits, check_same_vectors
 from emoreg.losses.term import probe_of, refuse_audit_items
 from emoreg.residual.capping import Cap
 from emoreg.vectors.corpus import Corpus, Roles
@@ -37,12 +37,7 @@ def caps(
         ValueError: If the reference belongs to other vectors, there is no such
             emotion, layer or reader, or one is the audit's.
     """
-    if reference.vectors_hash != vectors.hash:
-        raise ValueError(
-            "`reference` must have been calibrated with these vectors: it has the hash "
-            f"{reference.vectors_hash}, they have {vectors.hash}. Run `emoreg "
-            "calibrate` again"
-        )
+    check_same_vectors(reference, vectors)
     layers = tuple(reference.plan.loss if layers is None else layers)
     reader = vectors.readers[0] if reader is None else reader
     refuse_audit_items(

@@ -119,7 +119,7 @@ def decouple(
             or `targets` and what they stand for are both given.
     """
     keep, calm_band = _aims(targets, keep, calm_band)
-    _check_same_vectors(reference, vectors)
+    check_same_vectors(reference, vectors)
     roles = Corpus.packaged().roles() if roles is None else roles
     readers = _loss_readers(vectors, readers)
     signs = _signs(vectors, roles)
@@ -177,7 +177,8 @@ def _free(vectors: EmotionVectors, roles: Roles) -> list[str]:
     return [emotion for emotion in vectors.emotions if emotion not in held]
 
 
-def _check_same_vectors(reference: ReferenceUnits, vectors: EmotionVectors) -> None:
+def check_same_vectors(reference: ReferenceUnits, vectors: EmotionVectors) -> None:
+    """Raise a ValueError unless `reference` was calibrated with these vectors."""
     if reference.vectors_hash != vectors.hash:
         raise ValueError(
             "`reference` must have been calibrated with these vectors: it has the hash "

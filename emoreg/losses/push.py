@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emoreg.losses.presets import ReferenceUnits
+from emoreg.losses.presets import ReferenceUnits, check_same_vectors
 from emoreg.losses.term import refuse_audit_items
 from emoreg.vectors.corpus import Corpus, Roles
 from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, EmotionVectors
@@ -55,12 +55,7 @@ class Push:
             ValueError: If the reference belongs to other vectors, there is no such
                 emotion, layer or reader, or one is the audit's.
         """
-        if reference.vectors_hash != vectors.hash:
-            raise ValueError(
-                "`reference` must have been calibrated with these vectors: it has the "
-                f"hash {reference.vectors_hash}, they have {vectors.hash}. Run `emoreg "
-                "calibrate` again"
-            )
+        check_same_vectors(reference, vectors)
         plan = reference.plan
         layers = tuple((plan.loss[:-1] or plan.loss) if layers is None else layers)
         if reader is None:

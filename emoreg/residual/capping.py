@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from emoreg.residual.layers import checked_layers, d_model, decoder_layers, num_layers
+from emoreg.residual.stream_hook import changing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,12 +60,10 @@ def capped(model: nn.Module, caps: Mapping[int, Cap]) -> Iterator[None]:
 
 
 def _capping(cap: Cap) -> Any:
-    def hook(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> Any:
-        stream = output[0] if isinstance(output, tuple) else output
+    def change(stream: Tensor) -> Tensor:
         # In float32: a projection in bfloat16 is off by more than what is taken away.
         direction = cap.direction.to(stream.device).float()
         past = (stream.float() @ direction - cap.ceiling).clamp(min=0)
-        moved = stream - (past.unsqueeze(-1) * direction).to(stream.dtype)
-        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+        return stream - (past.unsqueeze(-1) * direction).to(stream.dtype)
 
-    return hook
+    return changing(change)

@@ -16,6 +16,7 @@ from emoreg.residual.layers import (
     decoder_layers,
     num_layers,
 )
+from emoreg.residual.stream_hook import changing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -93,12 +94,10 @@ def patched(
 
 
 def _setting(patch: Patch, marked: list[Tensor]) -> Any:
-    def hook(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> Any:
-        stream = output[0] if isinstance(output, tuple) else output
+    def change(stream: Tensor) -> Tensor:
         basis = patch.basis.to(stream.device)
         off = patch.goal.to(stream.device) - stream.float() @ basis.T
         moved = stream + (off @ basis).to(stream.dtype)
-        chosen = torch.where(marked[0].to(stream.device).unsqueeze(-1), moved, stream)
-        return (chosen, *output[1:]) if isinstance(output, tuple) else chosen
+        return torch.where(marked[0].to(stream.device).unsqueeze(-1), moved, stream)
 
-    return hook
+    return changing(change)

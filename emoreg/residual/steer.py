@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from emoreg.residual.layers import checked_layers, d_model, decoder_layers, num_layers
+from emoreg.residual.stream_hook import changing
 
 
 @contextmanager
@@ -70,12 +71,10 @@ def addition(
 def _adding(
     vector: Float[Tensor, " d_model"], where: Bool[Tensor, "batch pos"] | None
 ) -> Any:
-    def hook(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> Any:
-        stream = output[0] if isinstance(output, tuple) else output
+    def change(stream: Tensor) -> Tensor:
         added = vector.to(device=stream.device, dtype=stream.dtype)
         if where is not None:
             added = where.to(stream.device).unsqueeze(-1) * added
-        moved = stream + added
-        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+        return stream + added
 
-    return hook
+    return changing(change)

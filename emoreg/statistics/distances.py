@@ -15,6 +15,7 @@ from emoreg.statistics.bootstrap import (
     Missing,
     check_settings,
     complete_pairs,
+    percentile_bounds,
     resample_counts,
 )
 from emoreg.statistics.permutation import (
@@ -147,7 +148,7 @@ def bootstrap_wasserstein(
     n, shape = len(flat), first.shape[1:]
     counts = resample_counts(n, n_resamples=n_resamples, seed=seed)
     estimate, low, high = (np.empty(flat.shape[2]) for _ in range(3))
-    tail, size = (1 - confidence) / 2, max(1, _CHUNK_NUMBERS // (2 * n))
+    size = max(1, _CHUNK_NUMBERS // (2 * n))
     for figure in range(flat.shape[2]):
         values, steps, owner = _steps(flat[:, :1, figure], flat[:, 1:, figure])
         gaps = np.diff(values)
@@ -158,8 +159,8 @@ def bootstrap_wasserstein(
             moved *= steps
             np.cumsum(moved, axis=1, out=moved)
             drawn.append(np.abs(moved[:, :-1]) @ gaps)
-        ends = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
-        low[figure], high[figure] = ends
+        bounds = percentile_bounds(np.concatenate(drawn)[None], confidence=confidence)
+        low[figure], high[figure] = (end[0] for end in bounds)
     return Intervals(
         estimate=estimate.reshape(shape),
         low=low.reshape(shape),

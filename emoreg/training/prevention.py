@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from emoreg.losses.preventative import PreventativeSteering
 from emoreg.losses.term import AbstractTerm
 from emoreg.residual.layers import backbone, decoder_layers
+from emoreg.residual.stream_hook import changing
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.training.outcomes.rollouts import tokens_of
 from emoreg.vectors.corpus import Corpus
@@ -135,17 +136,15 @@ def _first_pass(
         is_open = False
 
     def adding(layer: int, vector: Tensor) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Tensor | tuple) -> Any:
+        def change(stream: Tensor) -> Tensor | None:
             if not is_open:
                 return None
-            stream = output[0] if isinstance(output, tuple) else output
             _check_tokens(stream, where)
             fired.add(layer)
             here = where.to(stream.device).unsqueeze(-1)
-            moved = stream + here * vector.to(stream.device, stream.dtype)
-            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+            return stream + here * vector.to(stream.device, stream.dtype)
 
-        return hook
+        return changing(change)
 
     blocks, decoder = decoder_layers(model), backbone(model)
     with ExitStack() as hooks:
