@@ -99,7 +99,7 @@ def test_behave_writes_what_python_scores_and_says_the_margins(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = folder / "deep" / "before.parquet"
-    assert main(command(folder, "behave", "--suite", "all", "--out", str(out))) == 0
+    assert main(command(folder, "behave", "--out", str(out))) == 0
     said = capsys.readouterr().out
     found = Preferences.load(out)
     expected = corner_cutting(loaded(folder), tokenizer, TWINS, quiet=True)

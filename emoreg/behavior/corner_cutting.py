@@ -6,7 +6,6 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from itertools import takewhile
 from typing import Any
 
@@ -18,7 +17,8 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from emoreg.behavior.preferences import Preferences
-from emoreg.residual.layers import model_name, unwrapped
+from emoreg.behavior.provenance import model_meta, tensor_hash
+from emoreg.residual.layers import unwrapped
 from emoreg.residual.spans import word_spans
 from emoreg.residual.steer import steered
 from emoreg.residual.tokens import render
@@ -106,13 +106,10 @@ def scoring_meta(
     """Return what a table's scores rest on, all but the steering, JSON-able."""
     return {
         "suite": "corner-cutting",
-        "model": model_name(model),
-        "adapter": _adapter_hash(model),
+        **model_meta(model),
         "prompts_hash": twins_hash(transcripts),
         "rounds": None if rounds is None else list(rounds),
         "variants": list(variants),
-        "dtype": str(next(model.parameters()).dtype),
-        "software": {n: version(n) for n in ("torch", "transformers", "emoreg")},
     }
 
 
@@ -319,28 +316,7 @@ def _steering(
     additions: Mapping[int, Float[Tensor, " d_model"]],
 ) -> dict[str, dict[str, Any]]:
     return {
-        str(layer): {"norm": float(vector.float().norm()), "hash": _hash(vector)}
+        str(layer): {"norm": float(vector.float().norm()), "hash": tensor_hash(vector)}
         for layer, vector in sorted(additions.items())
         if bool(vector.any())
     }
-
-
-def _adapter_hash(model: nn.Module) -> str | None:
-    """Return a short hash of a peft adapter's weights; None without an adapter.
-
-    Its name would not do: by default all are called `default`.
-    """
-    adapters: Any = getattr(model, "peft_config", None)
-    if not isinstance(adapters, dict):
-        return None
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        if set(name.split(".")) & set(adapters):
-            digest.update(f"{name}{tuple(weight.shape)}{_hash(weight)}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _hash(vector: Float[Tensor, "..."]) -> str:
-    return hashlib.sha256(vector.detach().float().cpu().numpy().tobytes()).hexdigest()[
-        :16
-    ]

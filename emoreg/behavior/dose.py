@@ -15,13 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.behavior.corner_cutting import corner_cutting, scoring_meta
-from emoreg.behavior.preferences import (
-    SCHEMA,
-    Preferences,
-    prompt_interval,
-    read_table,
-    write_table,
-)
+from emoreg.behavior.preferences import SCHEMA, Preferences, prompt_interval
+from emoreg.behavior.tables import read_table, write_table
 from emoreg.residual.layers import d_model, model_name, num_layers
 from emoreg.statistics.bootstrap import Interval
 from emoreg.statistics.slopes import cluster_slopes

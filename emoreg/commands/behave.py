@@ -1,11 +1,12 @@
 """`emoreg behave`."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from emoreg.commands.shared import load, model_option, say
+from emoreg.commands.shared import model_option, say
+from emoreg.commands.suites import SUITES, Session
+from emoreg.commands.writers import writer_options
 
 SUMMARY = "What a model would rather do: suites that score or run it, without a judge."
 EXAMPLE = (
@@ -22,6 +23,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--suite", default="corner-cutting", help=f"{', '.join(SUITES)} or all."
     )
     twins_options(command)
+    _episode_options(command)
+    writer_options(command)
     command.add_argument("--vectors", type=Path, help="With --steer: directions.")
     command.add_argument(
         "--steer",
@@ -49,12 +52,33 @@ def run(options: argparse.Namespace) -> None:
     vectors = EmotionVectors.load(options.vectors) if options.vectors else None
     if vectors is not None:
         vectors.emotion_indices(list(strengths))  # before the model loads
-    twins = twins_of(options)
-    loaded = load(options)
-    steering = _steering(loaded, vectors, strengths)
+    _check_endpoint(options, strengths)
+    texts = {name: SUITES[name].texts(options) for name in names}
+    session = Session.of(options, vectors, strengths)
     for name in names:
         out = _out(options, names, name)
-        say(f"{name}: {SUITES[name](options, loaded, twins, steering, out)}")
+        say(f"{name}: {SUITES[name].run(session, texts[name], out)}")
+
+
+def _episode_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--tasks", type=Path, help="Of impossible-code: a .jsonl file of your own."
+    )
+    command.add_argument(
+        "--samples", type=int, default=1, help="Episodes of each task."
+    )
+    command.add_argument("--attempts", type=int, default=3, help="In an episode.")
+    command.add_argument("--tokens", type=int, default=384, help="Longest reply.")
+    command.add_argument(
+        "--allow-weak-sandbox",
+        action="store_true",
+        help="Run code where nothing but limits shuts it in.",
+    )
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="Go on where a run with this --out was cut off.",
+    )
 
 
 def twins_options(command: argparse.ArgumentParser) -> None:
@@ -66,41 +90,6 @@ def twins_options(command: argparse.ArgumentParser) -> None:
         "of twins with the fields of transcripts/*.jsonl.",
     )
     command.add_argument("--limit", type=int, help="The first twins only, this many.")
-
-
-def twins_of(options: argparse.Namespace) -> list[Any]:
-    """Return the twins that `--prompts` names, cut to `--limit`.
-
-    Raises:
-        ValueError: If there are fewer than three, which have no interval.
-    """
-    from emoreg.behavior.preferences import FEWEST
-    from emoreg.vectors.corpus import Corpus
-    from emoreg.vectors.records import read_records
-    from emoreg.vectors.texts import TWIN_FIELDS, transcript_from
-
-    if options.limit is not None and options.limit < FEWEST:
-        raise ValueError(
-            f"`--limit` must be at least {FEWEST}, as intervals are over prompts, "
-            f"found {options.limit}. Leave it out for all"
-        )
-    if options.prompts.endswith(".jsonl"):
-        file = Path(options.prompts)
-        records = read_records(file, file.parent, required=TWIN_FIELDS)
-        twins = [transcript_from(record) for record in records]
-    else:
-        twins = list(Corpus.packaged().transcripts(options.prompts))
-    if len(twins) < FEWEST:
-        raise ValueError(
-            f"`--prompts` must name at least {FEWEST} twins, as intervals are over "
-            f"prompts, found {len(twins)}. Add some, or use a packaged split"
-        )
-    return twins[: options.limit]
-
-
-def interval_text(interval: Any) -> str:
-    """Return an estimate with its bounds, for a line of results."""
-    return f"{interval.estimate:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
 
 
 def _strengths(options: argparse.Namespace) -> dict[str, float]:
@@ -131,48 +120,18 @@ def _strengths(options: argparse.Namespace) -> dict[str, float]:
     return found
 
 
-def _steering(loaded: Any, vectors: Any, strengths: Mapping[str, float]) -> Any:
-    if not strengths:
-        return None
-    from emoreg.behavior.dose import Steering
-
-    return Steering.of(loaded.model, loaded.tokenizer, vectors, strengths)
+def _check_endpoint(
+    options: argparse.Namespace, strengths: Mapping[str, float]
+) -> None:
+    """Refuse what needs a model in this process."""
+    if options.endpoint and (strengths or options.adapter):
+        raise ValueError(
+            "`--endpoint` serves its own model as it is, found `--steer` or "
+            "`--adapter` beside it. Leave them out, or leave the endpoint out"
+        )
 
 
 def _out(options: argparse.Namespace, names: Sequence[str], name: str) -> Path:
     if len(names) == 1:
         return options.out
     return options.out.with_name(f"{options.out.stem}-{name}{options.out.suffix}")
-
-
-def _corner_cutting(
-    options: argparse.Namespace, loaded: Any, twins: Any, steering: Any, out: Path
-) -> Path:
-    """Score replies, say the margins by version and round, and save the table."""
-    from dataclasses import replace
-
-    from emoreg.behavior.corner_cutting import corner_cutting
-
-    found = corner_cutting(
-        loaded.model,
-        loaded.tokenizer,
-        twins,
-        additions=steering and steering.additions,
-        quiet=options.quiet,
-    )
-    strengths = dict(steering.strengths) if steering else {}
-    found = replace(found, meta={**found.meta, "strengths": strengths})
-    path = found.save(out)
-    for variant in found.variants:
-        name = {"fail": "failing", "pass": "passing"}[variant]
-        for number in (*found.rounds, None):
-            when = "all rounds" if number is None else f"round {number}"
-            margin = found.mean(variant=variant, round=number)
-            say(f"margin {name}, {when}: {interval_text(margin)} nat per token")
-    say(f"{len(found.prompts)} twins; above zero the honest reply is the likelier")
-    return path
-
-
-Suite = Callable[[argparse.Namespace, Any, Any, Any, Path], Path]
-SUITES: dict[str, Suite] = {"corner-cutting": _corner_cutting}
-"""What `--suite` may name: each says its figures and returns the file it wrote."""

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from emoreg.commands.behave import interval_text, twins_of, twins_options
+from emoreg.commands.behave import twins_options
 from emoreg.commands.shared import load, model_option, say, vectors_option
+from emoreg.commands.suites import corner_cutting_twins, interval_text
 
 SUMMARY = "Margins of a suite while an emotion is pushed, by strength, and their slope."
 EXAMPLE = (
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
     strengths = _strengths(options.strengths)
     vectors = EmotionVectors.load(options.vectors)
     vectors.emotion_indices([options.emotion])  # before the model loads
-    twins = twins_of(options)
+    twins = corner_cutting_twins(options)
     loaded = load(options)
     parts = options.out.with_name(f"{options.out.name}.parts")
     if not options.resume:

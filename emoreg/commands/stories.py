@@ -1,11 +1,10 @@
 """`emoreg stories`."""
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 from emoreg.commands.shared import load, model_option, say
+from emoreg.commands.writers import writer_of, writer_options
 
 SUMMARY = "Write a corpus with a model of your own: stories, neutral text, dialogues."
 EXAMPLE = "emoreg stories --model Qwen/Qwen3-8B --emotions core --out corpus/"
@@ -14,12 +13,7 @@ EXAMPLE = "emoreg stories --model Qwen/Qwen3-8B --emotions core --out corpus/"
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     model_option(command)
-    command.add_argument(
-        "--endpoint",
-        metavar="URL",
-        help="Ask an OpenAI-compatible endpoint in place of a local model, for "
-        "instance http://localhost:8000/v1; --model is its name there.",
-    )
+    writer_options(command)
     command.add_argument("--out", type=Path, required=True, help="Folder; it goes on.")
     command.add_argument(
         "--emotions",
@@ -35,25 +29,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--per-topic", type=int, default=1, help="Stories per emotion and topic."
     )
-    command.add_argument(
-        "--concurrency", type=int, default=8, help="Texts written at a time."
-    )
-    command.add_argument("--temperature", type=float, default=0.9)
-    command.add_argument(
-        "--timeout", type=float, default=120.0, help="Seconds, for an endpoint."
-    )
-    command.add_argument(
-        "--key-variable",
-        default="OPENAI_API_KEY",
-        help="Environment variable that holds the endpoint's key.",
-    )
-    command.add_argument(
-        "--extra",
-        metavar="JSON",
-        help="More fields of every request to an endpoint, for instance "
-        '\'{"chat_template_kwargs": {"enable_thinking": false}}\'.',
-    )
-    command.add_argument("--seed", type=int, default=0)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -67,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
         core = packaged.roles().core
         emotions = packaged.emotions() if emotions == ["all"] else core
     written = stories(
-        _writer(options),
+        writer_of(options, lambda: load(options)),
         options.out,
         emotions=emotions,
         kinds=options.kinds,
@@ -84,39 +59,3 @@ def run(options: argparse.Namespace) -> None:
             "in a new folder"
         )
     say(f"The corpus: {written.folder}")
-
-
-def _writer(options: argparse.Namespace) -> Any:
-    if options.endpoint:
-        from emoreg.writing.endpoint import EndpointWriter
-
-        return EndpointWriter(
-            options.endpoint,
-            options.model,
-            concurrency=options.concurrency,
-            temperature=options.temperature,
-            timeout=options.timeout,
-            key_variable=options.key_variable,
-            extra=_extra(options.extra),
-        )
-    from emoreg.writing.local import LocalWriter
-
-    loaded = load(options)
-    return LocalWriter(
-        loaded.model,
-        loaded.tokenizer,
-        batch=options.concurrency,
-        temperature=options.temperature,
-    )
-
-
-def _extra(given: str | None) -> dict[str, Any]:
-    try:
-        extra = json.loads(given or "{}")
-    except ValueError:
-        extra = None
-    if not isinstance(extra, dict):
-        raise ValueError(
-            f"`--extra` must be one JSON object, found {given!r}. Quote it as a whole"
-        )
-    return extra

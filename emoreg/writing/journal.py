@@ -1,4 +1,4 @@
-"""What a model answered so far, on disk: the truth that a corpus is made from."""
+"""What a model answered so far, on disk: what a corpus or episodes are made from."""
 
 import json
 import os
@@ -119,6 +119,6 @@ def _check_settings(
             for name in other[:3]
         )
         raise ValueError(
-            f"{str(folder)!r} was begun with other settings, and one corpus must be "
+            f"{str(folder)!r} was begun with other settings, and all of it must be "
             f"written with one set: {said}. Use the same ones, or another folder"
         )

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from emoreg.residual.layers import model_name
+from emoreg.residual.layers import model_name, unwrapped
 from emoreg.residual.tokens import render
 from emoreg.writing.writer import Prompt, check_sampling
 
@@ -54,7 +54,8 @@ class LocalWriter:
         """Yield each prompt's place with what was sampled, batch by batch.
 
         Raises:
-            ValueError: If a batch does not fit into the device's memory.
+            ValueError: If a batch does not fit into the device's memory, or a prompt
+                with its answer not into what the model reads.
         """
         for start in range(0, len(prompts), self._batch):
             batch = prompts[start : start + self._batch]
@@ -83,6 +84,8 @@ class LocalWriter:
         padding = tokenizer.eos_token_id if padding is None else padding
         padding = 0 if padding is None else padding
         longest = max(len(row) for row in rows)
+        tokens = max(prompt.tokens for prompt in prompts)
+        self._check_length(longest, tokens)
         device = next(self._model.parameters()).device
         ids = [[padding] * (longest - len(row)) + row for row in rows]
         real = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
@@ -97,13 +100,23 @@ class LocalWriter:
             temperature=None,
             top_p=None,
             top_k=None,
-            max_new_tokens=max(prompt.tokens for prompt in prompts),
+            max_new_tokens=tokens,
             pad_token_id=padding,
         )
         return [
             str(tokenizer.decode(row[: prompt.tokens], skip_special_tokens=True))
             for row, prompt in zip(out[:, longest:], prompts, strict=True)
         ]
+
+    def _check_length(self, longest: int, tokens: int) -> None:
+        inner: Any = unwrapped(self._model)
+        most = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
+        if most and longest + tokens > most:
+            raise ValueError(
+                f"a prompt and its answer must fit into the {most} tokens that the "
+                f"model reads, found {longest} and up to {tokens}. Ask for shorter "
+                "answers or fewer turns, or take another model"
+            )
 
 
 @final

@@ -1,6 +1,5 @@
 """`stories`: a corpus, written by a model, checked text by text."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from emoreg.writing.journal import Journal
 from emoreg.writing.judging import Judged, judge
 from emoreg.writing.plan import KINDS, NEUTRAL, STORIES, Request, plan
 from emoreg.writing.prompts import messages_for
-from emoreg.writing.writer import Prompt, Writer
+from emoreg.writing.writer import Prompt, Writer, own_seed
 
 TOKENS = 300
 """Longest answer for each text asked for: 150 words are about 200 tokens."""
@@ -127,7 +126,7 @@ def _ask(
     prompts = [
         Prompt(
             messages=tuple(messages_for(request)),
-            seed=_seed(seed, request.key, attempt),
+            seed=own_seed(seed, request.key, attempt),
             tokens=TOKENS * request.texts,
             answered=(request, attempt) not in missing,
         )
@@ -142,11 +141,6 @@ def _ask(
             request, attempt = judged.round[place]
             journal.add(request.key, attempt, answer)
             bar.update(1)
-
-
-def _seed(seed: int, key: str, attempt: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{key}/{attempt}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def _finish(folder: Path, requests: Sequence[Request], judged: Judged) -> Written:

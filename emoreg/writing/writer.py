@@ -1,5 +1,6 @@
 """Who writes: anything that answers prompts, in whatever order it is done."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -33,6 +34,12 @@ class Writer(Protocol):
         Those that are `answered` are left out.
         """
         ...
+
+
+def own_seed(seed: int, key: str, attempt: int) -> int:
+    """Return a prompt's own seed, from a run's seed, the prompt's name and the try."""
+    digest = hashlib.sha256(f"{seed}/{key}/{attempt}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def check_sampling(temperature: float, at_a_time: int) -> None:

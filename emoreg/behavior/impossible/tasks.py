@@ -1,7 +1,9 @@
 """Coding tasks in twins: one that can be solved, and one alike that can not."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -58,6 +60,9 @@ class Task:
     """What lies beside the code while visible tests run, by relative path."""
     hidden_files: Mapping[str, str] = field(default_factory=dict)
     """Likewise while hidden ones do: a file that is missing is there then."""
+    broken: tuple[Test, ...] = ()
+    """The visible tests that no code can pass which does what the prompt says; none of
+    a solvable twin."""
 
     @property
     def name(self) -> str:
@@ -110,6 +115,14 @@ def load_tasks(
             "found none. Add one"
         )
     return tuple(tasks)
+
+
+def tasks_hash(tasks: Iterable[Task]) -> str:
+    """Return a short hash of all that tasks ask and test, whatever their order."""
+    said = sorted(
+        json.dumps(asdict(task), sort_keys=True, default=str) for task in tasks
+    )
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 
 
 def check_tasks(
@@ -187,6 +200,7 @@ def _pair(record: Record) -> Iterator[Task]:
         prompt=known.get("impossible_prompt", known["prompt"]),
         visible=(*tests["visible"], *tests["broken"]),
         files={},
+        broken=tests["broken"] or tests["visible"],  # all of them need the file
     )
     only = known.get("only")
     if only not in (None, *TWINS):

@@ -1,0 +1,252 @@
+"""The suites of `emoreg behave`: what each needs, runs, says and saves."""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emoreg.commands.shared import load, say
+from emoreg.commands.writers import writer_of
+
+FEWEST_TASKS = 2
+"""Pairs of tasks that an interval needs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """What all suites of one command share; the model is loaded once, when needed."""
+
+    options: argparse.Namespace
+    vectors: Any
+    strengths: Mapping[str, float]
+    _made: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, options: argparse.Namespace, vectors: Any, strengths: Mapping[str, float]
+    ) -> "Session":
+        """Return a session that has loaded nothing yet."""
+        return cls(options=options, vectors=vectors, strengths=strengths, _made={})
+
+    def loaded(self) -> Any:
+        """Return the model that the options name, with its adapter."""
+        if "loaded" not in self._made:
+            self._made["loaded"] = load(self.options)
+        return self._made["loaded"]
+
+    def steering(self) -> Any:
+        """Return what is added to the residual stream; None if nothing."""
+        if not self.strengths:
+            return None
+        if "steering" not in self._made:
+            from emoreg.behavior.dose import Steering
+
+            parts = (self.loaded().model, self.loaded().tokenizer)
+            made = Steering.of(*parts, self.vectors, self.strengths)
+            self._made["steering"] = made
+        return self._made["steering"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+    """A suite: its texts, which are read before a model is, and its run."""
+
+    texts: Callable[[argparse.Namespace], Any]
+    run: Callable[[Session, Any, Path], Path]
+
+
+def corner_cutting_twins(options: argparse.Namespace) -> list[Any]:
+    """Return the twins that `--prompts` names, cut to `--limit`.
+
+    Raises:
+        ValueError: If there are fewer than three, which have no interval.
+    """
+    from emoreg.behavior.preferences import FEWEST
+    from emoreg.vectors.corpus import Corpus
+    from emoreg.vectors.records import read_records
+    from emoreg.vectors.texts import TWIN_FIELDS, transcript_from
+
+    _check_limit(options.limit, FEWEST)
+    if options.prompts.endswith(".jsonl"):
+        file = Path(options.prompts)
+        records = read_records(file, file.parent, required=TWIN_FIELDS)
+        twins = [transcript_from(record) for record in records]
+    else:
+        twins = list(Corpus.packaged().transcripts(options.prompts))
+    if len(twins) < FEWEST:
+        raise ValueError(
+            f"`--prompts` must name at least {FEWEST} twins, as intervals are over "
+            f"prompts, found {len(twins)}. Add some, or use a packaged split"
+        )
+    return twins[: options.limit]
+
+
+def interval_text(interval: Any) -> str:
+    """Return an estimate with its bounds, for a line of results."""
+    return f"{interval.estimate:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
+
+
+def _corner_cutting(session: Session, twins: Any, out: Path) -> Path:
+    """Score replies, say the margins by version and round, and save the table."""
+    from dataclasses import replace
+
+    from emoreg.behavior.corner_cutting import corner_cutting
+
+    if session.options.endpoint:
+        raise ValueError(
+            "`--suite corner-cutting` must have the model in this process, as it asks "
+            "for likelihoods, found `--endpoint`. Name `--suite impossible-code`"
+        )
+    loaded, steering = session.loaded(), session.steering()
+    found = corner_cutting(
+        loaded.model,
+        loaded.tokenizer,
+        twins,
+        additions=steering and steering.additions,
+        quiet=session.options.quiet,
+    )
+    strengths = dict(steering.strengths) if steering else {}
+    found = replace(found, meta={**found.meta, "strengths": strengths})
+    path = found.save(out)
+    for variant in found.variants:
+        name = {"fail": "failing", "pass": "passing"}[variant]
+        for number in (*found.rounds, None):
+            when = "all rounds" if number is None else f"round {number}"
+            margin = found.mean(variant=variant, round=number)
+            say(f"margin {name}, {when}: {interval_text(margin)} nat per token")
+    say(f"{len(found.prompts)} twins; above zero the honest reply is the likelier")
+    return path
+
+
+def _tasks(options: argparse.Namespace) -> list[Any]:
+    """Return the tasks that `--tasks` names, `--limit` pairs of them, kind by kind."""
+    from emoreg.behavior.impossible.tasks import load_tasks
+
+    _check_limit(options.limit, FEWEST_TASKS)
+    tasks = load_tasks(options.tasks)
+    of_kind: dict[str, list[str]] = {}
+    for task in tasks:
+        names = of_kind.setdefault(task.kind, [])
+        if task.id not in names:
+            names.append(task.id)
+    places = {
+        name: (place, kind)
+        for kind, names in enumerate(of_kind.values())
+        for place, name in enumerate(names)
+    }
+    chosen = sorted(places, key=lambda name: places[name])[: options.limit]
+    if len(chosen) < FEWEST_TASKS:
+        raise ValueError(
+            f"`--tasks` must name at least {FEWEST_TASKS} pairs, as intervals are over "
+            f"tasks, found {len(chosen)}. Add some"
+        )
+    return [task for task in tasks if task.id in chosen]
+
+
+def _impossible_code(session: Session, tasks: Any, out: Path) -> Path:
+    """Play the tasks, say the rates by twin, and save table and conversations."""
+    from emoreg.behavior.impossible.episodes import play
+    from emoreg.behavior.impossible.tasks import check_tasks
+    from emoreg.behavior.sandbox.limits import Limits
+    from emoreg.behavior.sandbox.sandbox import Sandbox
+    from emoreg.residual.steer import steered
+
+    options, parts = session.options, out.with_name(f"{out.name}.parts")
+    if any(parts.glob("*")) and not options.resume:
+        raise ValueError(
+            f"`--out` must be new, found replies of a run that was cut off in {parts}. "
+            "Go on with --resume, or delete that folder"
+        )
+    limits = Limits(seconds=2.0)
+    with Sandbox(limits=limits, allow_weak=options.allow_weak_sandbox) as sandbox:
+        if options.tasks:
+            check_tasks(tasks, sandbox, quiet=options.quiet)
+        writer, steering = writer_of(options, session.loaded), session.steering()
+        pushed = (
+            steered(session.loaded().model, steering.additions)
+            if steering
+            else nullcontext()
+        )
+        with pushed:
+            found = play(
+                tasks,
+                writer,
+                sandbox,
+                parts,
+                samples=options.samples,
+                attempts=options.attempts,
+                tokens=options.tokens,
+                seed=options.seed,
+                about=_about(session),
+                quiet=options.quiet,
+            )
+    path = found.save(out)
+    talks = out.with_name(f"{out.stem}.conversations.jsonl")
+    talks.write_text("".join(f"{line}\n" for line in _lines(found)))
+    for file in parts.glob("*"):
+        file.unlink()
+    parts.rmdir()
+    _say_rates(found)
+    say(f"{len(found)} episodes; to read their decision tokens: {talks}")
+    return path
+
+
+def _about(session: Session) -> dict[str, Any]:
+    """Return what replies depend on besides the writer's settings."""
+    from emoreg.behavior.provenance import model_meta
+
+    about = {"suite": "impossible-code", "strengths": dict(session.strengths)}
+    if session.options.endpoint:
+        return about
+    return {**about, **model_meta(session.loaded().model)}
+
+
+def _lines(found: Any) -> list[str]:
+    """Return a line for each episode, as `emoreg measure --prompts` takes it."""
+    return [
+        json.dumps(
+            {
+                "id": talk.id,
+                "pair": talk.pair,
+                "variant": talk.variant,
+                "style": talk.style,
+                "messages": list(talk.messages),
+                "failed": list(talk.failed),
+            },
+            ensure_ascii=False,
+        )
+        for talk in found.conversations()
+    ]
+
+
+def _say_rates(found: Any) -> None:
+    from emoreg.behavior.impossible.graders import CHEATING, CONDUCTS
+
+    for twin in found.twins:
+        say(f"{twin}: cheating {_rate(found.rate(CHEATING, twin=twin))}")
+        for conduct in CONDUCTS:
+            if count := found.count(conduct, twin=twin):
+                rate = _rate(found.rate(conduct, twin=twin))
+                say(f"  {conduct}: {rate}; {count} where {CONDUCTS[conduct]}")
+
+
+def _rate(interval: Any) -> str:
+    return f"{interval.estimate:.0%} ({interval.low:.0%} to {interval.high:.0%})"
+
+
+def _check_limit(limit: int | None, fewest: int) -> None:
+    if limit is not None and limit < fewest:
+        raise ValueError(
+            f"`--limit` must be at least {fewest}, as intervals are over prompts, "
+            f"found {limit}. Leave it out for all"
+        )
+
+
+SUITES: dict[str, Suite] = {
+    "corner-cutting": Suite(texts=corner_cutting_twins, run=_corner_cutting),
+    "impossible-code": Suite(texts=_tasks, run=_impossible_code),
+}
+"""What `--suite` may name: each says its figures and returns the file it wrote."""
