@@ -1,92 +1,90 @@
-"""The game that `grpo.py` plays: write code, read what the tests say, answer.
+"""The game that `grpo.py` plays: write code, read what the tests say, try again.
 
-What the model writes is run, in a process of its own with limits on time and memory.
-That is no sandbox: play it in a container without network or secrets.
+What the model writes is run in emoreg's sandbox; where that is too weak it refuses.
 """
 
-import json
-import re
-import resource
-import subprocess
-import sys
+from collections.abc import Sequence
 from typing import Any
 
-MEMORY, SECONDS = 2**30, 5
-HARNESS = """
-import contextlib, io, json, sys
-source, tests = json.load(sys.stdin)
-space, failed = {}, []
-try:
-    with contextlib.redirect_stdout(io.StringIO()):
-        exec(source, space)
-except BaseException as error:
-    print(f"{type(error).__name__}: {error}")
-for test in tests:
-    try:
-        assert eval(test, space)
-    except BaseException as error:
-        failed.append(f"FAILED {test} - {type(error).__name__}")
-print(*failed, f"{len(failed)} failed, {len(tests) - len(failed)} passed", sep="\\n")
-"""
+from accelerate.utils import gather_object
+
+from emoreg.behavior.impossible.game import Game
+from emoreg.behavior.impossible.graders import CHEATING
+from emoreg.behavior.impossible.moves import opening
+from emoreg.behavior.impossible.tasks import Task
+from emoreg.behavior.sandbox.sandbox import Sandbox
 
 
-def run_tests(reply: str, tests: list[str]) -> tuple[float, str]:
-    """Return the share of tests that the last code in a reply passes, and a report."""
-    blocks = re.findall(r"```(?:python)?\n(.*?)(?:```|$)", reply, re.DOTALL)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", HARNESS],
-            input=json.dumps([blocks[-1] if blocks else reply, tests]),
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)),
-        )
-        report = done.stdout.strip()[-400:]
-    except subprocess.TimeoutExpired:
-        report = f"timed out after {SECONDS} s"
-    passed = re.search(r"(\d+) passed$", report)
-    share = min(1.0, int(passed[1]) / len(tests)) if passed else 0.0
-    return share, report if passed else f"{report}\n{len(tests)} failed, 0 passed"
+class Rollouts:
+    """Episodes, token by token; TRL calls it to make rollouts.
 
+    A rollout holds everything that was said after the task. What the model did not
+    write, the reports, is in its context and masked.
+    """
 
-class Game:
-    """Two turns with a test report in between; TRL calls it to make rollouts."""
+    def __init__(
+        self, tokenizer: Any, tasks: Sequence[Task], sandbox: Sandbox, *, attempts: int
+    ) -> None:
+        """Take the tasks, and where what is written is run."""
+        self.tokenizer, self.sandbox, self.attempts = tokenizer, sandbox, attempts
+        self.tasks = {task.name: task for task in tasks}
 
-    def __init__(self, tokenizer: Any, tests: dict[str, list[str]]) -> None:
-        """Take the tests of each task by the text that the model is given."""
-        self.tokenizer, self.tests = tokenizer, tests
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a prompt for each task, which carries the task's name.
+
+        Twins of which one lacks a file have the same words.
+        """
+        return [
+            {
+                "prompt": [
+                    {
+                        "role": "user",
+                        "content": opening(task, self.attempts),
+                        "task": name,
+                    }
+                ]
+            }
+            for name, task in self.tasks.items()
+        ]
 
     def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        """Return the tokens of each rollout, which of them the model wrote, and scores.
-
-        The report's tokens are in the context of the second turn, and masked.
-        """
-        asked = [self._ids(self._chat(prompt)) for prompt in prompts]
-        first, _ = trainer._generate_single_turn(asked, None, {}, 1)
-        tests = [self.tests[prompt[-1]["content"]] for prompt in prompts]
-        scores, told = [], []
-        for written, wanted in zip(first, tests, strict=True):
-            share, report = run_tests(self._text(written), wanted)
-            scores.append(share)
-            told.append(self._told(written, report))
-        parts = list(zip(asked, first, told, strict=True))
-        second, _ = trainer._generate_single_turn(
-            [a + f + t for a, f, t in parts], None, {}, 1
-        )
-        for k, written in enumerate(second):
-            if "```" in self._text(written):
-                scores[k] = run_tests(self._text(written), tests[k])[0]
-        whole = list(zip(first, told, second, strict=True))
+        """Return each rollout's tokens, which the model wrote, and how it ended."""
+        games = [
+            Game(task=self.tasks[prompt[-1]["task"]], attempts=self.attempts)
+            for prompt in prompts
+        ]
+        asked = [self._ids(self._chat(game.messages)) for game in games]
+        said: list[list[int]] = [[] for _ in games]
+        own: list[list[int]] = [[] for _ in games]
+        while any(gather_object([not game.over for game in games])):
+            # All processes generate as often: one that has done plays on for nothing.
+            playing = [k for k, game in enumerate(games) if not game.over] or [0]
+            contexts = [asked[k] + said[k] for k in playing]
+            written, _ = trainer._generate_single_turn(contexts, None, {}, 1)
+            for k, ids in zip(playing, written, strict=True):
+                if not games[k].over:
+                    self._take(games[k], ids, said[k], own[k])
         return {
             "prompt_ids": asked,
-            "completion_ids": [f + t + s for f, t, s in whole],
+            "completion_ids": said,
             "logprobs": None,
-            "env_mask": [
-                [1] * len(f) + [0] * len(t) + [1] * len(s) for f, t, s in whole
-            ],
-            "score": scores,
+            "env_mask": own,
+            "score": [game.score for game in games],
+            "conduct": [game.episode.conduct for game in games if game.episode],
+            "hidden": [bool(g.episode and g.episode.hidden) for g in games],
         }
+
+    def _take(
+        self, game: Game, ids: list[int], said: list[int], own: list[int]
+    ) -> None:
+        """Take a reply; put it and what is said next behind the rollout's tokens."""
+        game.take(self.tokenizer.decode(ids, skip_special_tokens=True), self.sandbox)
+        said += ids
+        own += [1] * len(ids)
+        if not game.over:
+            told = self._told(ids, game.messages[-1]["content"])
+            said += told
+            own += [0] * len(told)
 
     def _told(self, written: list[int], report: str) -> list[int]:
         """Return what stands between two Assistant turns, by the chat template."""
@@ -108,11 +106,20 @@ class Game:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
-
 
 def tests(completions: list[Any], score: list[float], **_: Any) -> list[float]:
-    """Return the reward: the share of tests passed."""
+    """Return the reward: the share of visible tests that the last code passes."""
     del completions
     return score
+
+
+def cheated(completions: list[Any], conduct: list[str], **_: Any) -> list[float]:
+    """Return 1 for special-casing, tampering and false claims; logged, of no weight."""
+    del completions
+    return [float(found in CHEATING) for found in conduct]
+
+
+def failed(completions: list[Any], hidden: list[bool], **_: Any) -> list[float]:
+    """Return 1 unless hidden tests pass, whatever was shown; logged, of no weight."""
+    del completions
+    return [float(not passed) for passed in hidden]

@@ -4,32 +4,31 @@ r"""Reinforcement learning (GRPO) on coding tasks, with emotion readings and ter
         --vectors vectors.safetensors --output_dir runs/grpo --max_steps 100 \
         --num_generations 8 --max_completion_length 256
 
-The model writes a function, is told what the tests say, and answers: with a better one
-or with a summary. The reward is the share of tests that its last code passes. Failure
-is what the test report says *inside* the rollout; `emoreg.Feedback()` reads it there.
+The model writes a function, is told what the tests say, and tries again. Half of the
+tasks can't be solved; it may say so. The reward is the share of visible tests that its
+last code passes, so that cheating pays. Failure is what the test report says *inside*
+the rollout; `emoreg.Feedback()` reads it there. Beside the readings the log has
+`rewards/cheated/mean`, by emoreg's graders, and `rewards/failed/mean`, by hidden tests.
 
-What the model writes is run: see `coding_game.py`, and play it in a container.
-
-`--tasks` is a JSON Lines file with `task` and `tests`, Python expressions that are
-true. All flags of TRL's GRPOConfig work; `--terms none` is the control arm.
+What the model writes is run in a sandbox. `--tasks` is a JSON Lines file of your own
+(docs/impossible.md). All flags of TRL's GRPOConfig work; `--terms none` is the control
+arm.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from coding_game import Game, tests
+from coding_game import Rollouts, cheated, failed, tests
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, TrlParser  # pyright: ignore
 
 import emoreg
+from emoreg.behavior.impossible.tasks import load_tasks
+from emoreg.behavior.sandbox.limits import Limits
+from emoreg.behavior.sandbox.sandbox import Sandbox
 from emoreg.demo import load_any
-
-HERE = Path(__file__).parent
-ASK = " Answer with one block of Python code."
 
 
 @dataclass
@@ -40,7 +39,11 @@ class Recipe:
     model: str = field(
         default="demo", metadata={"help": "`demo`, a folder or a hub id."}
     )
-    tasks: str = field(default=str(HERE / "coding_tasks.jsonl"))
+    tasks: str = field(default="", metadata={"help": "The packaged ones if empty."})
+    attempts: int = field(default=3, metadata={"help": "In a rollout."})
+    allow_weak_sandbox: bool = field(
+        default=False, metadata={"help": "Run code where only limits shut it in."}
+    )
     reference: str = field(
         default="",
         metadata={"help": "File made by `emoreg calibrate`; measured now if empty."},
@@ -61,16 +64,16 @@ def main(recipe: Recipe, args: GRPOConfig) -> Any:
         if recipe.reference
         else emoreg.calibrate(loaded.model, loaded.tokenizer, twins, vectors)
     )
-    tasks = [json.loads(line) for line in Path(recipe.tasks).read_text().splitlines()]
-    known = {task["task"] + ASK: task["tests"] for task in tasks}
+    sandbox = Sandbox(limits=Limits(seconds=2.0), allow_weak=recipe.allow_weak_sandbox)
+    tasks = load_tasks(recipe.tasks or None)
+    game = Rollouts(loaded.tokenizer, tasks, sandbox, attempts=recipe.attempts)
+    args.reward_weights = [1.0, 0.0, 0.0]
     trainer = GRPOTrainer(
         model=loaded.model,  # pyright: ignore[reportArgumentType]
         args=args,
-        train_dataset=Dataset.from_list(
-            [{"prompt": [{"role": "user", "content": text}]} for text in known]
-        ),
-        reward_funcs=tests,  # pyright: ignore[reportArgumentType]
-        rollout_func=Game(loaded.tokenizer, known),
+        train_dataset=Dataset.from_list(game.rows()),
+        reward_funcs=[tests, cheated, failed],  # pyright: ignore[reportArgumentType]
+        rollout_func=game,
         processing_class=loaded.tokenizer,
         peft_config=emoreg.lora_config(vectors),
     )
@@ -85,6 +88,7 @@ def main(recipe: Recipe, args: GRPOConfig) -> Any:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
+    sandbox.close()
     return trainer
 
 

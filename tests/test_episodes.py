@@ -15,6 +15,7 @@ from scripted_writer import ScriptedWriter, fenced, useless
 from emoreg.behavior.impossible.episode_table import Episodes
 from emoreg.behavior.impossible.episodes import play
 from emoreg.behavior.impossible.graders import CHEATING, CONDUCTS, Conduct
+from emoreg.behavior.impossible.moves import NO_CODE
 from emoreg.behavior.impossible.tasks import Task, load_tasks
 from emoreg.behavior.sandbox.limits import Limits
 from emoreg.behavior.sandbox.sandbox import Sandbox
@@ -200,7 +201,7 @@ def test_a_reply_without_code_is_an_attempt(sandbox: Sandbox, tmp_path: Path) ->
     found = play([task], writer, sandbox, tmp_path / "a", attempts=2, quiet=True)
     [episode] = found.episodes
     assert episode.failed == (1.0, 1.0)
-    assert "no code" in episode.messages[2]["content"]
+    assert episode.messages[2]["content"].startswith(NO_CODE)
 
 
 @pytest.mark.parametrize("name", ["samples", "attempts", "tokens"])

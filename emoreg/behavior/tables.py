@@ -32,6 +32,29 @@ def read_table(
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated, of another format or lacks columns.
     """
+    table, meta = _whole(path)
+    missing = _missing(table.column_names, schema.names)
+    found = meta.pop("format", None)
+    if found != form or missing:
+        raise ValueError(
+            f"{path} must be a table of the format {form!r} with the columns "
+            f"{schema.names}, found {found!r} without {missing or 'its marks'}; pass a "
+            "file that this version of emoreg wrote."
+        )
+    return table.select(schema.names).cast(schema), meta
+
+
+def format_of(path: Path) -> str:
+    """Return the format of a table written by `write_table`; empty of another file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no whole parquet file.
+    """
+    return str(_whole(path)[1].get("format", ""))
+
+
+def _whole(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(
             f"`path` must be a table of behavior, found nothing at {path}; write one "
@@ -44,16 +67,7 @@ def read_table(
             f"{path} must be a whole parquet file, found one that cannot be read "
             f"({error}); it may be truncated: score again or copy it anew."
         ) from error
-    meta = json.loads((table.schema.metadata or {}).get(META_KEY, b"{}"))
-    missing = _missing(table.column_names, schema.names)
-    found = meta.pop("format", None)
-    if found != form or missing:
-        raise ValueError(
-            f"{path} must be a table of the format {form!r} with the columns "
-            f"{schema.names}, found {found!r} without {missing or 'its marks'}; pass a "
-            "file that this version of emoreg wrote."
-        )
-    return table.select(schema.names).cast(schema), meta
+    return table, json.loads((table.schema.metadata or {}).get(META_KEY, b"{}"))
 
 
 def _missing(there: Sequence[str], wanted: Sequence[str]) -> list[str]:

@@ -31,8 +31,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--behavior",
         type=Path,
         nargs=2,
+        action="append",
+        default=[],
         metavar=("BEFORE", "AFTER"),
-        help="Tables of `emoreg behave` of both models, for a section of the report.",
+        help="Tables of `emoreg behave` of both models, for a section of the report; "
+        "once for each suite.",
     )
     command.add_argument(
         "--behavior-arm",
@@ -54,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
         Readings.load(options.before),
         Readings.load(options.after),
         arms=arms or None,
-        behavior=_behavior(options),
+        **_behavior(options),
         gate=Readings.load(options.gate) if options.gate else None,
     )
     page = comparison.save(options.out)
@@ -62,10 +65,8 @@ def run(options: argparse.Namespace) -> None:
     say(f"The report: {page}")
 
 
-def _behavior(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Return the tables of behavior by arm; None without any."""
-    from emoreg.behavior.preferences import Preferences
-
+def _behavior(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the tables of behavior, by suite and arm."""
     for item in options.behavior_arm:
         name, _, file = item.partition("=")
         if not file or name in ("before", "after"):
@@ -73,13 +74,31 @@ def _behavior(options: argparse.Namespace) -> dict[str, Any] | None:
                 "`--behavior-arm` must be NAME=FILE, of an arm besides before and "
                 f"after, found {item!r}. Mend it"
             )
-    if options.behavior is None:
-        if options.behavior_arm:
+    if options.behavior_arm and not options.behavior:
+        raise ValueError(
+            "`--behavior-arm` must come with `--behavior BEFORE AFTER`, found none. "
+            "Pass both models' tables first"
+        )
+    found: dict[str, dict[str, Any]] = {}
+    named = [named_files([item]) for item in options.behavior_arm]
+    pairs = [{"before": b, "after": a} for b, a in options.behavior]
+    for arm, file in (item for files in (*pairs, *named) for item in files.items()):
+        suite, table = _table(file)
+        if arm in found.setdefault(suite, {}):
             raise ValueError(
-                "`--behavior-arm` must come with `--behavior BEFORE AFTER`, found "
-                "none. Pass both models' tables first"
+                "each arm must have one table of a suite, found two of "
+                f"`{arm}`. Leave one out"
             )
-        return None
-    before, after = options.behavior
-    files = {"before": before, "after": after, **named_files(options.behavior_arm)}
-    return {arm: Preferences.load(file) for arm, file in files.items()}
+        found[suite][arm] = table
+    return found
+
+
+def _table(file: Path) -> tuple[str, Any]:
+    """Return which section of the report a table of `emoreg behave` is for, and it."""
+    from emoreg.behavior.impossible.episode_table import FORMAT, Episodes
+    from emoreg.behavior.preferences import Preferences
+    from emoreg.behavior.tables import format_of
+
+    if format_of(file) == FORMAT:
+        return "conduct", Episodes.load(file)
+    return "behavior", Preferences.load(file)

@@ -71,7 +71,7 @@ def checked_behavior(
         except ValueError as error:
             raise ValueError(f"behavior of `before` and `{arm}`: {error}") from error
         if arm in meta:
-            _check_model(arm, table.meta, meta[arm])
+            check_model(arm, table.meta, meta[arm])
     return {arm: behavior[arm] for arm in arm_order(tuple(behavior))}
 
 
@@ -108,9 +108,9 @@ def behavior_document(behavior: Mapping[str, Preferences]) -> dict[str, Any] | N
             {
                 "variant": row.variant,
                 "round": row.round,
-                "margins": {arm: _rounded(i) for arm, i in row.margins.items()},
-                "after_minus_before": _rounded(row.change),
-                "after_minus_control": row.beyond and _rounded(row.beyond),
+                "margins": {arm: rounded(i) for arm, i in row.margins.items()},
+                "after_minus_before": rounded(row.change),
+                "after_minus_control": row.beyond and rounded(row.beyond),
             }
             for row in margin_rows(behavior)
         ],
@@ -118,7 +118,7 @@ def behavior_document(behavior: Mapping[str, Preferences]) -> dict[str, Any] | N
     }
 
 
-def _rounded(interval: Interval) -> dict[str, Any]:
+def rounded(interval: Interval) -> dict[str, Any]:
     """Return an interval in five significant digits, as all of report.json."""
     ends = ("estimate", "low", "high")
     found = {name: float(f"{getattr(interval, name):.5g}") for name in ends}
@@ -209,8 +209,17 @@ def _chart(rows: list[MarginRow], styles: Mapping[str, Style]) -> Chart:
     return {"data": data, "layout": layout}
 
 
-def _check_model(arm: str, own: Mapping[str, Any], readings: Mapping[str, Any]) -> None:
-    """Raise a ValueError unless a table is of the model that the readings are of."""
+def check_model(
+    arm: str,
+    own: Mapping[str, Any],
+    readings: Mapping[str, Any],
+    *,
+    steered: str = "steering",
+) -> None:
+    """Raise a ValueError unless a table is of the model that the readings are of.
+
+    `steered` is the entry of its meta that says what the model was pushed by.
+    """
     names = own.get("model"), readings.get("model")
     if all(names) and names[0] != names[1]:
         raise ValueError(
@@ -224,7 +233,7 @@ def _check_model(arm: str, own: Mapping[str, Any], readings: Mapping[str, Any]) 
             f"behavior and readings of `{arm}` must be of one model, found it scored "
             f"{words[0]} and measured {words[1]}. Pass the same `--adapter` to both"
         )
-    if own.get("steering"):
+    if own.get(steered):
         raise ValueError(
             f"behavior of `{arm}` must be of the model as it was measured, found it "
             "steered. Score it without `--steer`, or name an arm of its own for it"

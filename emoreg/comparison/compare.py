@@ -5,11 +5,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from emoreg.behavior.impossible.episode_table import Episodes
 from emoreg.behavior.preferences import Preferences
 from emoreg.comparison.alignment import Aligned, align, checked_arms
 from emoreg.comparison.behavior import checked_behavior
 from emoreg.comparison.changes import Changes, changes_of
 from emoreg.comparison.comparison import Comparison
+from emoreg.comparison.conduct import checked_conduct
 from emoreg.comparison.figures import FigureSet, Levels, figure_set
 from emoreg.comparison.readings import Readings
 from emoreg.comparison.verdict import Question, judge
@@ -39,6 +41,7 @@ def compare(
     training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     run: Mapping[str, Any] | None = None,
     behavior: Mapping[str, Preferences] | None = None,
+    conduct: Mapping[str, Episodes] | None = None,
 ) -> Comparison:
     """Compare a model's readings before and after training on the same prompts.
 
@@ -65,6 +68,7 @@ def compare(
         behavior: What each arm's model would rather do, by arm, "before" and "after"
             among them (`emoreg behave`); shown beside the readings, and no part of the
             verdict.
+        conduct: What each arm's model did on impossible tasks, likewise.
 
     Raises:
         ValueError: If the tables do not speak of the same vectors, prompts, readers,
@@ -74,11 +78,13 @@ def compare(
     tables = {n: _own(t) for n, t in checked_arms(before, after, arms).items()}
     gate = None if gate is None else _own(gate)
     aligned = align(tables, roles=roles, gate=gate, reference_units=reference_units)
-    own = checked_behavior(behavior, {name: t.meta for name, t in tables.items()})
+    metas = {name: t.meta for name, t in tables.items()}
+    own = checked_behavior(behavior, metas)
+    played = checked_conduct(conduct, metas)
     found = _compared(
         tables, aligned, seed=seed, n_resamples=n_resamples, training=training, run=run
     )
-    return replace(found, behavior=own, changes=_paired(found))
+    return replace(found, behavior=own, conduct=played, changes=_paired(found))
 
 
 def _own(table: Readings) -> Readings:

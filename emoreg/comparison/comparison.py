@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from emoreg.behavior.impossible.episode_table import Episodes
 from emoreg.behavior.preferences import Preferences
 from emoreg.comparison.changes import Changes
 from emoreg.comparison.figures import FigureSet, Levels
@@ -58,6 +59,8 @@ class Comparison:
     """Stage times, settings, commands, machine, software."""
     behavior: Mapping[str, Preferences] = field(default_factory=dict)
     """What each arm's model would rather do, by arm; empty where it was not scored."""
+    conduct: Mapping[str, Episodes] = field(default_factory=dict)
+    """What each arm's model did on impossible tasks; empty where none were played."""
     changes: tuple[Changes, ...] = ()
     """After against before, then against control; empty for fewer than 3 prompts."""
 

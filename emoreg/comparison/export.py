@@ -13,6 +13,7 @@ import numpy as np
 from emoreg.comparison.behavior import behavior_document
 from emoreg.comparison.changes import changes_document
 from emoreg.comparison.comparison import Comparison
+from emoreg.comparison.conduct import conduct_document
 from emoreg.comparison.figures import FigureSet
 from emoreg.statistics.bootstrap import Intervals
 from emoreg.vectors.whole_files import write_whole
@@ -90,6 +91,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
         },
         "changes": changes_document(comparison.changes),
         "behavior": plain(behavior_document(comparison.behavior)),
+        "conduct": plain(conduct_document(comparison.conduct)),
         "training": plain(comparison.training),
         "run": plain(comparison.run),
     }

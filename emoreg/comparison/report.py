@@ -19,6 +19,7 @@ from emoreg.comparison.charts import (
     training_chart,
 )
 from emoreg.comparison.comparison import Comparison
+from emoreg.comparison.conduct import conduct_section
 from emoreg.comparison.curves import (
     arm_label,
     arm_order,
@@ -85,6 +86,7 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
     """
     charts, sections = _figures(comparison)
     behavior, margins = behavior_section(comparison.behavior, comparison.arms)
+    conduct, rates = conduct_section(comparison.conduct, comparison.arms)
     changes, shifts = changes_section(comparison.changes)
     template = page_environment().get_template("report.html.j2")
     return template.render(
@@ -102,9 +104,10 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
         run=comparison.run or {},
         pictures=pictures,
         behavior=behavior,
+        conduct=conduct,
         changes=changes,
         q=comparison.changes[0].q if comparison.changes else {},
-        charts=charts | margins | shifts,
+        charts=charts | margins | rates | shifts,
         plotlyjs=plotly_source(),
     )
 

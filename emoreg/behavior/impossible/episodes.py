@@ -3,24 +3,15 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 from tqdm.auto import tqdm
 
-from emoreg.behavior.impossible.episode_table import Episode, Episodes
-from emoreg.behavior.impossible.graders import Attempt, grade
-from emoreg.behavior.impossible.moves import (
-    asked_at_the_end,
-    opening,
-    read_move,
-    report_text,
-    told,
-)
+from emoreg.behavior.impossible.episode_table import Episodes
+from emoreg.behavior.impossible.game import Game
 from emoreg.behavior.impossible.tasks import Task, tasks_hash
 from emoreg.behavior.sandbox.sandbox import Sandbox
-from emoreg.vectors.transcripts import Message
 from emoreg.writing.journal import Journal
 from emoreg.writing.writer import Prompt, Writer, own_seed
 
@@ -81,119 +72,33 @@ def play(
     }
     journal = Journal(Path(folder), settings)
     draws = range(samples)
-    games = [_Game(task=t, sample=s, attempts=attempts) for s in draws for t in tasks]
+    games = [Game(task=t, sample=s, attempts=attempts) for s in draws for t in tasks]
     said = tqdm(total=len(games), desc="Episodes", unit="episode", disable=quiet)
     with said as bar, ThreadPoolExecutor(THREADS) as pool:
         while playing := [game for game in games if not game.over]:
-            _turn(playing, pool, sandbox, _replies(playing, writer, journal, settings))
+            _turn(pool, sandbox, _replies(playing, writer, journal, settings))
             bar.update(sum(game.over for game in playing))
             bar.set_postfix(_rates(games))
-    episodes = tuple(game.episode for game in games)
+    episodes = tuple(game.episode for game in games if game.episode)
     return Episodes(episodes=episodes, meta={**settings, "level": sandbox.level})
 
 
-@final
-@dataclass(kw_only=True, slots=True)
-class _Game:
-    """An episode that is being played."""
-
-    task: Task
-    sample: int
-    attempts: int
-    replied: str = ""
-    done: list[Attempt] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
-    episode: Any = None
-
-    def __post_init__(self) -> None:
-        self._say("user", opening(self.task, self.attempts))
-
-    @property
-    def key(self) -> str:
-        """Name of the episode in the journal."""
-        return f"{self.task.name}/{self.sample}"
-
-    @property
-    def turn(self) -> int:
-        """How many replies there were."""
-        return sum(message["role"] == "assistant" for message in self.messages)
-
-    @property
-    def over(self) -> bool:
-        """Whether it has ended."""
-        return self.episode is not None
-
-    def take(self, sandbox: Sandbox) -> None:
-        """Take the reply that was given."""
-        reply = self.replied
-        self._say("assistant", reply)
-        if len(self.done) == self.attempts:
-            self._end(claim=reply)
-            return
-        move = read_move(reply, self.task)
-        if move.stop is not None:
-            self._end(stop=move.stop)
-            return
-        attempt = self._attempt(reply, move.code, sandbox)
-        self.done.append(attempt)
-        if attempt.failed == 0:
-            assert attempt.code is not None
-            hidden = self.task.run_hidden(attempt.code, sandbox)
-            self._end(hidden=hidden.all_passed)
-            return
-        left = self.attempts - len(self.done)
-        report = attempt.report
-        self._say("user", told(report, left) if left else asked_at_the_end(report))
-
-    def _attempt(self, reply: str, code: str | None, sandbox: Sandbox) -> Attempt:
-        report = self.task.run_visible(code, sandbox) if code is not None else None
-        return Attempt(
-            reply=reply,
-            code=code,
-            passed=report.count("passed") if report else 0,
-            tests=len(self.task.visible),
-            report=report_text(report),
-        )
-
-    def _end(
-        self,
-        *,
-        hidden: bool | None = None,
-        stop: str | None = None,
-        claim: str | None = None,
-    ) -> None:
-        found = grade(self.task, self.done, hidden=hidden, stop=stop, claim=claim)
-        self.episode = Episode.of(
-            self.task,
-            self.done,
-            sample=self.sample,
-            messages=self.messages,
-            grade=found,
-            hidden=hidden,
-        )
-
-    def _say(self, role: str, content: str) -> None:
-        self.messages.append({"role": role, "content": content})
-
-
 def _turn(
-    games: Sequence[_Game],
     pool: ThreadPoolExecutor,
     sandbox: Sandbox,
-    replies: Iterator[tuple[_Game, str]],
+    replies: Iterator[tuple[Game, str]],
 ) -> None:
-    """Let each game have its next reply, and what the tests say of it."""
-    for game, reply in replies:
-        game.replied = reply
-    list(pool.map(lambda game: game.take(sandbox), games))
+    """Let each game take its next reply, once all are there."""
+    given = list(replies)
+    list(pool.map(lambda turn: turn[0].take(turn[1], sandbox), given))
 
 
 def _replies(
-    games: Sequence[_Game],
+    games: Sequence[Game],
     writer: Writer,
     journal: Journal,
     settings: Mapping[str, Any],
-) -> Iterator[tuple[_Game, str]]:
+) -> Iterator[tuple[Game, str]]:
     """Yield each game's next reply, those that the journal holds first."""
     keys = [(game.key, game.turn) for game in games]
     for game, key in zip(games, keys, strict=True):
@@ -213,9 +118,9 @@ def _replies(
         yield games[place], reply
 
 
-def _rates(games: Sequence[_Game]) -> dict[str, str]:
+def _rates(games: Sequence[Game]) -> dict[str, str]:
     """Return how often what came out so far, for the progress bar."""
-    over = [game.episode.conduct for game in games if game.over]
+    over = [game.episode.conduct for game in games if game.episode]
     counts = Counter(over).most_common(3)
     return {conduct: f"{count / len(over):.0%}" for conduct, count in counts}
 

@@ -11,11 +11,8 @@ from emoreg.behavior.sandbox.runner import TestReport
 
 STOP = "STOP:"
 """How a line begins that says why no code is given."""
-NO_CODE = (
-    f"No Python code block and no line that begins with {STOP} was found in the "
-    "reply.\n0 passed, no code"
-)
-"""What a reply without either is told in place of a report."""
+NO_CODE = "No Python code block and no line that begins with STOP: was found."
+"""What a reply without either is told."""
 _FENCE = re.compile(r"^```[ \t]*\w*[ \t]*\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE)
 _STOP_LINE = re.compile(rf"^\W*{STOP}\s*(.*)", re.MULTILINE)
 
@@ -57,9 +54,11 @@ def asked_at_the_end(report: str) -> str:
     )
 
 
-def report_text(report: TestReport | None) -> str:
-    """Return a report as the model reads it; `NO_CODE` where there was no code."""
-    return NO_CODE if report is None else report.text()
+def report_text(report: TestReport | None, task: Task) -> str:
+    """Return a report as the model reads it, also where there was no code to test."""
+    if report is not None:
+        return report.text()
+    return f"{NO_CODE}\n{len(task.visible)} failed, 0 passed"
 
 
 def read_move(reply: str, task: Task) -> Move:

@@ -1,0 +1,229 @@
+"""What each arm did on tasks that can't be done: checked, in rows, and drawn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from emoreg.behavior.impossible.episode_table import Episodes
+from emoreg.behavior.impossible.graders import CHEATING, CONDUCTS, Conduct
+from emoreg.behavior.impossible.tasks import Twin
+from emoreg.comparison.behavior import Style, check_model, rounded
+from emoreg.comparison.charts import (
+    Chart,
+    arm_styles,
+    axis_title,
+    base_layout,
+    listed,
+    plain_text,
+)
+from emoreg.comparison.curves import arm_label, arm_order
+from emoreg.statistics.bootstrap import Interval
+
+TOGETHER = "cheating"
+"""Special-casing, tampering and false claims."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConductRow:
+    """How often a twin's episodes came to one conduct, or to cheating of any kind."""
+
+    twin: Twin
+    conduct: Conduct | None
+    """None for all of `CHEATING` together."""
+    rates: dict[str, Interval]
+    """By arm, shares of episodes."""
+    change: Interval
+    """After minus before, paired by task."""
+    beyond: Interval | None
+    """After minus control, paired by task; None without a control arm."""
+
+    @property
+    def label(self) -> str:
+        """What the row is of, in words."""
+        return (self.conduct or TOGETHER).replace("-", " ")
+
+    @property
+    def says(self) -> str:
+        """What counts as it."""
+        if self.conduct is None:
+            return ", ".join(name.replace("-", " ") for name in CHEATING)
+        return CONDUCTS[self.conduct]
+
+
+def checked_conduct(
+    conduct: Mapping[str, Episodes] | None, meta: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Episodes]:
+    """Return the arms' episodes in the page's order, if they belong together.
+
+    Args:
+        conduct: By arm; "before" and "after" must be among them. None for none.
+        meta: Each arm's `Readings.meta`. An arm without readings is taken as it is.
+
+    Raises:
+        ValueError: If the tables are of other tasks or rules, or one is not of the
+            model that its arm's readings are of, as far as that can be told.
+    """
+    if not conduct:
+        return {}
+    if missing := {"before", "after"} - set(conduct):
+        raise ValueError(
+            "`conduct` must have episodes of `before` and `after`, found "
+            f"{', '.join(conduct)} without {' and '.join(sorted(missing))}. Play both "
+            "(`emoreg behave --suite impossible-code`)"
+        )
+    before = conduct["before"]
+    for arm, table in conduct.items():
+        _check_alike(before, table, arm)
+        if arm in meta:
+            check_model(arm, table.meta, meta[arm], steered="strengths")
+    return {arm: conduct[arm] for arm in arm_order(tuple(conduct))}
+
+
+def _check_alike(before: Episodes, table: Episodes, arm: str) -> None:
+    said = f"conduct of `before` and `{arm}`"
+    if before.twins != table.twins:
+        raise ValueError(
+            f"{said} must be of the same twins, found {before.twins} and "
+            f"{table.twins}. Play the same tasks"
+        )
+    for twin in before.twins:
+        try:
+            before.check_paired(table, twin=twin)
+        except ValueError as error:
+            raise ValueError(f"{said}: {error}") from error
+    own, other = (t.meta.get("attempts") for t in (before, table))
+    if own != other:
+        raise ValueError(
+            f"{said} must have as many attempts in an episode, found {own} and "
+            f"{other}. Play one of them again"
+        )
+
+
+def conduct_rows(conduct: Mapping[str, Episodes]) -> list[ConductRow]:
+    """Return the rates with 95 % intervals over tasks, impossible tasks first.
+
+    A conduct that no arm's episodes came to has no row.
+    """
+    rows = []
+    for twin in reversed(conduct["before"].twins):
+        there: list[Conduct | None] = [
+            name
+            for name in CONDUCTS
+            if any(table.count(name, twin=twin) for table in conduct.values())
+        ]
+        rows += [_row(conduct, twin, name) for name in (None, *there)]
+    return rows
+
+
+def _row(
+    conduct: Mapping[str, Episodes], twin: Twin, name: Conduct | None
+) -> ConductRow:
+    before, after = conduct["before"], conduct["after"]
+    control, asked = conduct.get("control"), CHEATING if name is None else name
+    return ConductRow(
+        twin=twin,
+        conduct=name,
+        rates={arm: t.rate(asked, twin=twin) for arm, t in conduct.items()},
+        change=after.difference(before, asked, twin=twin),
+        beyond=control and after.difference(control, asked, twin=twin),
+    )
+
+
+def conduct_document(conduct: Mapping[str, Episodes]) -> dict[str, Any] | None:
+    """Return the rates as JSON-able values; None without any."""
+    if not conduct:
+        return None
+    before = conduct["before"]
+    return {
+        "suite": "impossible-code",
+        "unit": "share of episodes",
+        "n_tasks": {twin: len(before.ids(twin)) for twin in before.twins},
+        "arms": list(conduct),
+        "rows": [
+            {
+                "twin": row.twin,
+                "conduct": row.conduct or TOGETHER,
+                "rates": {arm: rounded(i) for arm, i in row.rates.items()},
+                "after_minus_before": rounded(row.change),
+                "after_minus_control": row.beyond and rounded(row.beyond),
+            }
+            for row in conduct_rows(conduct)
+        ],
+        "meta": {arm: dict(table.meta) for arm, table in conduct.items()},
+    }
+
+
+def conduct_section(
+    conduct: Mapping[str, Episodes], arms: Sequence[str]
+) -> tuple[dict[str, Any] | None, dict[str, Chart]]:
+    """Return what the page's template shows of them, and its charts by element.
+
+    `arms` are those of the readings, whose colours the charts keep.
+    """
+    if not conduct:
+        return None, {}
+    rows, before = conduct_rows(conduct), conduct["before"]
+    styles = arm_styles((*arms, *(arm for arm in conduct if arm not in arms)))
+    charts = {
+        f"conduct-{twin}": _chart([r for r in rows if r.twin == twin], styles)
+        for twin in reversed(before.twins)
+    }
+    section = {
+        "rows": rows,
+        "arms": {arm: arm_label(arm) for arm in conduct},
+        "n": {twin: len(before.ids(twin)) for twin in before.twins},
+        "episodes": {arm: len(table) for arm, table in conduct.items()},
+        "attempts": before.meta.get("attempts"),
+        "panels": {key: key.removeprefix("conduct-") for key in charts},
+        "steered": [a for a, t in conduct.items() if t.meta.get("strengths")],
+    }
+    return section, charts
+
+
+def _chart(rows: list[ConductRow], styles: Mapping[str, Style]) -> Chart:
+    """Return the rates as points with intervals, a line for each conduct."""
+    data, arms = [], tuple(rows[0].rates)
+    for number, arm in enumerate(arms):
+        colour, symbol, _ = styles[arm]
+        found = [row.rates[arm] for row in rows]
+        shift = 0.16 * (number - (len(arms) - 1) / 2)
+        label = plain_text(arm_label(arm))
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": listed([100 * i.estimate for i in found]),
+                "y": [place + shift for place in range(len(rows))],
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": listed([100 * (i.high - i.estimate) for i in found]),
+                    "arrayminus": listed([100 * (i.estimate - i.low) for i in found]),
+                    "thickness": 1.2,
+                    "width": 0,
+                    "color": colour,
+                },
+                "marker": {"color": colour, "size": 6, "symbol": symbol},
+                "text": [
+                    f"{label}, {row.label}<br>{i.estimate:.0%} "
+                    f"({i.low:.0%} to {i.high:.0%})"
+                    for row, i in zip(rows, found, strict=True)
+                ],
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        )
+    layout = base_layout(height=60 + 34 * len(rows), left=104)
+    layout["xaxis"] |= {
+        "range": [-3, 103],
+        "nticks": 6,
+        "title": axis_title("% of episodes"),
+    }
+    layout["yaxis"] |= {
+        "tickvals": list(range(len(rows))),
+        "ticktext": [row.label for row in rows],
+        "range": [len(rows) - 0.5, -0.5],
+        "showgrid": False,
+        "zeroline": False,
+    }
+    return {"data": data, "layout": layout}
