@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from emoreg.losses.energy import EnergyDistance
     from emoreg.losses.preventative import PreventativeSteering
     from emoreg.losses.reroute import RerouteAnchor
+    from emoreg.losses.state_anchor import StateAnchor
     from emoreg.losses.steered import SteeredRobustness
     from emoreg.losses.targets import Targets
     from emoreg.residual.capping import capped
@@ -82,6 +83,7 @@ __all__ = [
     "ReferenceKL",
     "RerouteAnchor",
     "Reward",
+    "StateAnchor",
     "SteeredRobustness",
     "Targets",
     "VectorFitter",
@@ -131,6 +133,7 @@ _HOMES = {
     "ReferenceKL": "emoreg.losses.anchors",
     "RerouteAnchor": "emoreg.losses.reroute",
     "Reward": "emoreg.training.outcomes.sources",
+    "StateAnchor": "emoreg.losses.state_anchor",
     "SteeredRobustness": "emoreg.losses.steered",
     "Targets": "emoreg.losses.targets",
     "VectorFitter": "emoreg.vectors.fit",

@@ -42,6 +42,7 @@ PUBLIC = {
     "ReferenceKL",
     "RerouteAnchor",
     "Reward",
+    "StateAnchor",
     "SteeredRobustness",
     "Targets",
     "VectorFitter",

@@ -47,7 +47,8 @@ class ConductRow:
     def says(self) -> str:
         """What counts as it."""
         if self.conduct is None:
-            return ", ".join(name.replace("-", " ") for name in CHEATING)
+            first, second, last = (name.replace("-", " ") for name in CHEATING)
+            return f"{first}, {second} or a {last}"
         return CONDUCTS[self.conduct]
 
 
