@@ -40,7 +40,10 @@ def figures(
             family: _left(audit, family.removeprefix("audit ")) for family in SIGNS
         },
         "slopes": _slopes(tables, vectors, gate),
-        "guards": tables[AFTER].meta["guards"],
+        "guards": {
+            name: {key: v for key, v in guard.items() if key != "values"}
+            for name, guard in tables[AFTER].meta["guards"].items()
+        },
     }
 
 

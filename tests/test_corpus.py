@@ -70,6 +70,7 @@ def test_the_counts_of_the_other_sets(corpus: Corpus) -> None:
         assert len(corpus.records(name, split="all")) == size
     assert len(corpus.records("dose")) == 18
     assert len(corpus.records("activities")) == 64
+    assert len(corpus.records("capability")) == 80
 
 
 @pytest.mark.parametrize(

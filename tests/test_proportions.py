@@ -74,6 +74,17 @@ def test_a_difference_of_what_never_happened_is_not_known_to_be_none() -> None:
     assert found.low < -0.1 < 0.1 < found.high
 
 
+def test_pairs_that_are_all_alike_leave_a_width() -> None:
+    values = np.array([[True], [False]] * 6)
+    found = difference_of_proportions(values, values)
+    assert found.estimate == 0
+    assert found.low < -0.1 < 0.1 < found.high
+    # Newcombe's own (method 10), from the fourfold table 6, 0, 0, 6.
+    own, phi = proportion(values), (6 * 6 - 12 / 2) / (6 * 6)
+    a, b = own.estimate - own.low, own.high - own.estimate
+    assert found.low == pytest.approx(-((a * a + b * b - 2 * phi * a * b) ** 0.5))
+
+
 def test_pairing_makes_a_difference_narrower() -> None:
     values = draw(3, 0.5, spread=0.5)
     with_pairs = difference_of_proportions(values, values).width

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import takewhile
 from typing import Any
 
@@ -16,25 +16,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from emoreg.behavior.likelihood import Reply, device_of, likelihoods, rendered
 from emoreg.behavior.preferences import Preferences
 from emoreg.behavior.provenance import model_meta, tensor_hash
 from emoreg.residual.layers import unwrapped
-from emoreg.residual.spans import word_spans
 from emoreg.residual.steer import steered
-from emoreg.residual.tokens import render
 from emoreg.vectors.transcripts import VARIANTS, Message, Transcript, Variant
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Scored:
-    """A dialogue with its reply: token ids, and from where to where the reply is."""
-
-    ids: tuple[int, ...]
-    start: int
-    end: int
-
-
-Pair = tuple[_Scored, _Scored]
+Pair = tuple[Reply, Reply]
 """The honest and the corner-cutting reply to the same feedback."""
 
 
@@ -166,17 +155,7 @@ def _pair(
         said.append({"role": "assistant", "content": attempt})
         said.append({"role": "user", "content": feedback})
     honest = twin.reply_fail if variant == "fail" else twin.reply_pass
-    return _scored(tokenizer, said, honest), _scored(tokenizer, said, twin.reply_bad)
-
-
-def _scored(
-    tokenizer: PreTrainedTokenizerBase, said: Sequence[Message], reply: str
-) -> _Scored:
-    messages = [*said, {"role": "assistant", "content": reply}]
-    text = render(tokenizer, messages)
-    ids, spans = word_spans(tokenizer, text, [m["content"] for m in messages])
-    start, end = spans[-1]
-    return _Scored(ids=ids, start=start, end=end)
+    return rendered(tokenizer, said, honest), rendered(tokenizer, said, twin.reply_bad)
 
 
 def _scores(model: nn.Module, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
@@ -192,7 +171,7 @@ def _scores(model: nn.Module, pairs: Sequence[Pair]) -> list[tuple[float, float]
     cache = None
     if trunk and not getattr(unwrapped(model), "_is_stateful", False):
         cache = DynamicCache()
-        ids = torch.tensor([trunk], device=_device(model))
+        ids = torch.tensor([trunk], device=device_of(model))
         model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     found = []
     for pair in pairs:
@@ -205,7 +184,8 @@ def _scores(model: nn.Module, pairs: Sequence[Pair]) -> list[tuple[float, float]
             inputs = {"past_key_values": past, "use_cache": True}
         else:
             inputs = {"use_cache": False}
-        found.append(_continued(model, pair, shared, inputs))
+        honest, corner = likelihoods(model, pair, shared=shared, **inputs)
+        found.append((honest, corner))
     return found
 
 
@@ -217,37 +197,6 @@ def _shared(pair: Pair, ids: Sequence[int]) -> int:
     most = min(reply.start - 1 for reply in pair)
     rows = zip(ids[:most], *(reply.ids[:most] for reply in pair), strict=False)
     return sum(1 for _ in takewhile(lambda row: len(set(row)) == 1, rows))
-
-
-def _continued(
-    model: nn.Module, pair: Pair, shared: int, inputs: dict[str, Any]
-) -> tuple[float, float]:
-    """Return both replies' means from a pass over what comes after `shared` tokens.
-
-    Rows are padded on the right, where a causal model doesn't look, so that no mask is
-    needed. Logits are made where a reply is predicted, and nowhere else.
-    """
-    device, width = _device(model), max(reply.end for reply in pair) - 1 - shared
-    first = min(reply.start for reply in pair) - 1
-    ids = torch.zeros((len(pair), width), dtype=torch.long)
-    for row, reply in enumerate(pair):
-        fed = reply.ids[shared : reply.end - 1]
-        ids[row, : len(fed)] = torch.tensor(fed)
-    keep = torch.arange(first - shared, width, device=device)
-    logits = model(input_ids=ids.to(device), logits_to_keep=keep, **inputs).logits
-    means = []
-    for row, reply in enumerate(pair):
-        at = logits[row, reply.start - 1 - first : reply.end - 1 - first]
-        at = at if at.dtype == torch.float64 else at.float()
-        said = torch.tensor(reply.ids[reply.start : reply.end], device=at.device)
-        picked = at.gather(-1, said[:, None])[:, 0] - at.logsumexp(-1)
-        means.append(picked.double().mean())
-    honest, corner = torch.stack(means).tolist()
-    return honest, corner
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _check(

@@ -29,7 +29,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     prompts_option(command, default="test")
     command.add_argument("--arm", default="", help="Name of this model in reports.")
     command.add_argument(
-        "--guards", action="store_true", help="KL to the base and story accuracy too."
+        "--guards",
+        action="store_true",
+        help="KL to the base, loss on text, simple skills and story accuracy too.",
     )
     command.add_argument(
         "--base", help="With --guards: what a model trained whole was before."

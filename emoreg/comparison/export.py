@@ -15,6 +15,7 @@ from emoreg.comparison.changes import changes_document
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.conduct import conduct_document
 from emoreg.comparison.figures import FigureSet
+from emoreg.comparison.rails import rails_document
 from emoreg.statistics.bootstrap import Intervals
 from emoreg.vectors.whole_files import write_whole
 
@@ -84,11 +85,13 @@ def document(comparison: Comparison) -> dict[str, Any]:
             "assistant": _arrays(comparison.assistant),
             "assistant_summary": _arrays(comparison.assistant_summary),
         },
-        # The units are [reader][layer][emotion] each and stand in the readings file.
+        # The units are [reader][layer][emotion] each and stand in the readings file;
+        # so do the guards' single values, whose figures are "rails".
         "meta": {
-            arm: plain({k: v for k, v in meta.items() if k != "units"})
+            arm: plain({k: v for k, v in meta.items() if k not in ("units", "guards")})
             for arm, meta in comparison.meta.items()
         },
+        "rails": plain(rails_document(comparison.meta)),
         "changes": changes_document(comparison.changes),
         "behavior": plain(behavior_document(comparison.behavior)),
         "conduct": plain(conduct_document(comparison.conduct)),

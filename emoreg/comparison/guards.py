@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from emoreg.comparison.capability import capability
 from emoreg.residual.layers import LayerPlan, num_layers
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
 from emoreg.statistics.bootstrap import bootstrap_mean
-from emoreg.vectors.accuracy import accuracy
+from emoreg.vectors.accuracy import accuracy, named
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
 from emoreg.vectors.extract import neutral_ids
@@ -65,7 +66,9 @@ def guard_rails(
     limit: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Return KL to the reference and the held-out story accuracy.
+    """Return KL to the reference, loss on text, simple skills and story accuracy.
+
+    Each has its `values` too, one a text, so that two models are compared text by text.
 
     A model with a peft adapter is compared with itself without the adapter, one that
     was trained whole with `base`. Where there is neither, the KL is left out.
@@ -80,9 +83,11 @@ def guard_rails(
         quiet: No progress bar.
     """
     found: dict[str, Any] = {}
+    texts = guard_texts(tokenizer, corpus, limit=limit)
     if base is not None or hasattr(model, "peft_config"):
-        texts = guard_texts(tokenizer, corpus, limit=limit)
         found["kl"] = reference_kl(model, texts, base=base, quiet=quiet)
+    found["loss"] = text_loss(model, texts, quiet=quiet)
+    found["capability"] = capability(model, tokenizer, corpus, limit=limit, quiet=quiet)
     loss_layers = LayerPlan.for_depth(num_layers(model)).loss
     layer = next((i for i in reversed(loss_layers) if i in vectors.layers), None)
     found["story_top1"] = story_accuracy(
@@ -138,6 +143,41 @@ def reference_kl(
         "high": float(np.ravel(interval.high)[0]),
         "n": len(sums),
         "unit": "nat per token; the interval is of the mean over texts",
+        "values": _short(per_text),
+    }
+
+
+@torch.no_grad()
+def text_loss(
+    model: nn.Module, texts: Sequence[GuardText], *, quiet: bool = False
+) -> dict[str, Any]:
+    """Return the mean loss on texts that have nothing to do with training.
+
+    In nat per token, the mean of the texts' means; its exponent is a perplexity.
+
+    Args:
+        model: The model.
+        texts: What is read.
+        quiet: No progress bar.
+    """
+    was_training = model.training
+    model.eval()
+    device, losses = next(model.parameters()).device, []
+    for text in tqdm(texts, desc="Loss on other text", disable=quiet):
+        ids = torch.tensor([text.ids], device=device)
+        logs = _log_probs(model, ids, text.start)
+        said = ids[0, text.start + 1 :, None]
+        losses.append(-float(logs.gather(-1, said).mean()))
+    model.train(was_training)
+    values = np.asarray(losses)
+    interval = bootstrap_mean(values[:, None], keep=False).at(0)
+    return {
+        "value": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "n": len(values),
+        "unit": "nat per token; the mean over texts",
+        "values": _short(values),
     }
 
 
@@ -170,6 +210,7 @@ def story_accuracy(
     stories = corpus.stories(emotions, split="test")
     pooled = pool_stories(model, tokenizer, stories, [layer], quiet=quiet)
     found = accuracy(vectors, pooled, reader=reader, layer=layer)
+    hits = named(vectors, pooled, reader=reader, layer=layer)[:, 0]
     return {
         "value": found.top1,
         "top3": found.top3,
@@ -177,7 +218,13 @@ def story_accuracy(
         "reader": reader,
         "layer": layer,
         "chance": found.chance[0],
+        "values": hits.tolist(),
     }
+
+
+def _short(values: Float[np.ndarray, " text"]) -> list[float]:
+    """Return values in six significant digits, so that a table stays small."""
+    return [float(f"{value:.6g}") for value in values]
 
 
 @contextmanager

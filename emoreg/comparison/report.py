@@ -6,7 +6,7 @@ drawn by plotly, whose source is embedded once, and stand beside the page as PNG
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
@@ -31,13 +31,10 @@ from emoreg.comparison.curves import (
 from emoreg.comparison.figures import FigureSet
 from emoreg.comparison.page import page_environment, plotly_source
 from emoreg.comparison.phrases import percent, signed
+from emoreg.comparison.rails import rail_rows
 from emoreg.comparison.shifts import changes_section
 from emoreg.statistics.bootstrap import Interval
 
-GUARD_LABELS = {
-    "kl": "KL from the reference, nat per token",
-    "story_top1": "Story accuracy, top 1",
-}
 _OPEN_ROWS = 16
 
 
@@ -99,7 +96,7 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
         rows=slope_rows(comparison, comparison.summary),
         open_rows=max(_OPEN_ROWS, len(_family_members(comparison))),
         spoken=_spoken_rows(comparison),
-        guards=_guard_rows(comparison),
+        guards=rail_rows(comparison.meta),
         facts=_facts(comparison),
         run=comparison.run or {},
         pictures=pictures,
@@ -252,21 +249,6 @@ def _tile(label: str, interval: Interval, note: str) -> dict[str, str]:
         "range": f"{signed(interval.low)} to {signed(interval.high)}",
         "note": note,
     }
-
-
-def _guard_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return one row per guard rail with every arm's value."""
-    guards = {arm: meta.get("guards") or {} for arm, meta in comparison.meta.items()}
-    names = list(dict.fromkeys(name for found in guards.values() for name in found))
-    return [
-        {
-            "name": GUARD_LABELS.get(name, name),
-            "values": {
-                arm: guards[arm].get(name) or {} for arm in arm_order(comparison.arms)
-            },
-        }
-        for name in names
-    ]
 
 
 def _facts(comparison: Comparison) -> list[tuple[str, str]]:

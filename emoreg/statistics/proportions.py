@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from scipy.special import betaincinv, stdtrit
 
 from emoreg.statistics.bootstrap import Interval
@@ -57,10 +57,11 @@ def difference_of_proportions(
     """Return how much more often it happened after than before, on the same clusters.
 
     Both rates' own intervals `(l, u)`, put together as by Newcombe for paired data
-    (1998, https://doi.org/10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C),
-    with `r` the correlation of the clusters' rates, 0 where one of them is the same
-    throughout: `d - sqrt(a^2 + b^2 - 2 r a b)` with `a = p_after - l_after` and
-    `b = u_before - p_before`, and likewise above.
+    (method 10; 1998, https://pubmed.ncbi.nlm.nih.gov/9839354/): `d - sqrt(a^2 + b^2 -
+    2 r a b)` with `a = p_after - l_after` and `b = u_before - p_before`, and likewise
+    above. `r` is the correlation of the clusters' rates, a covariance above zero
+    lessened by `1 / 2n`, so that clusters which are all alike leave a width; 0 where
+    one of the rates is the same throughout.
 
     Args:
         after: Each cluster's samples.
@@ -77,8 +78,7 @@ def difference_of_proportions(
         )
     new, old = (proportion(x, confidence=confidence) for x in (after, before))
     rates = np.stack([np.asarray(x, float).mean(1) for x in (after, before)])
-    together = bool((rates.std(1) > 0).all())
-    r = float(np.corrcoef(rates)[0, 1]) if together else 0.0
+    r = _correlation(rates)
     change = new.estimate - old.estimate
 
     def reach(a: float, b: float) -> float:
@@ -87,6 +87,17 @@ def difference_of_proportions(
     below = reach(new.estimate - new.low, old.high - old.estimate)
     above = reach(new.high - new.estimate, old.estimate - old.low)
     return Interval(estimate=change, low=change - below, high=change + above, n=new.n)
+
+
+def _correlation(rates: Float[np.ndarray, "2 cluster"]) -> float:
+    """Return Newcombe's corrected correlation of two rows of rates."""
+    spread = float(rates[0].std() * rates[1].std())
+    if spread == 0:
+        return 0.0
+    together = float(np.cov(rates, ddof=0)[0, 1])
+    if together > 0:
+        together = max(0.0, together - 0.5 / rates.shape[1])
+    return together / spread
 
 
 def _effective(values: Bool[np.ndarray, "cluster sample"], confidence: float) -> float:

@@ -31,15 +31,22 @@ class Accuracy:
         return 1 / self.emotions, min(1.0, 3 / self.emotions)
 
 
-def accuracy(
+def named(
     vectors: EmotionVectors, stories: StoryActivations, *, reader: str, layer: int
-) -> Accuracy:
-    """Return how often `reader` names the emotion of `stories` at `layer`."""
+) -> Int[Tensor, "text place"]:
+    """Return 1 where a story's emotion is the reader's first, second or third."""
     column = stories.layers.index(layer)
     scores = vectors.scores(stories.values[:, column], layer=layer, reader=reader)
     truth = torch.tensor(vectors.emotion_indices(stories.labels))
     top = scores.topk(min(3, scores.shape[1]), dim=1).indices
-    hits: Int[Tensor, "text three"] = (top == truth.unsqueeze(1)).long()
+    return (top == truth.unsqueeze(1)).long()
+
+
+def accuracy(
+    vectors: EmotionVectors, stories: StoryActivations, *, reader: str, layer: int
+) -> Accuracy:
+    """Return how often `reader` names the emotion of `stories` at `layer`."""
+    hits = named(vectors, stories, reader=reader, layer=layer)
     return Accuracy(
         reader=reader,
         layer=layer,

@@ -14,6 +14,7 @@ from emoreg.vectors.records import (
     ANYTHING,
     MESSAGES,
     TEXT,
+    TEXTS,
     Record,
     choose,
     did_you_mean,
@@ -103,6 +104,11 @@ _SETS: Final[dict[str, tuple[str, tuple[str, ...], dict[str, str]]]] = {
         "evaluation/activities.jsonl",
         (),
         {"id": TEXT, "category": TEXT, "text": TEXT},
+    ),
+    "capability": (
+        "evaluation/capability.jsonl",
+        (),
+        {**dict.fromkeys(("id", "kind", "prompt", "answer"), TEXT), "wrong": TEXTS},
     ),
 }
 
@@ -214,9 +220,9 @@ class Corpus:
 
         Args:
             name: `dialogues`, `masked`, `masked_dialogues`, `scenarios`, `prompts`,
-                `dose` or `activities`.
-            split: A split of that set or `all`; None for `dose` and `activities`, which
-                are for evaluation only.
+                `dose`, `activities` or `capability`.
+            split: A split of that set or `all`; None for the last three, which are for
+                evaluation only.
         """
         file, splits, fields = _SETS[choose(name, tuple(_SETS), parameter="name")]
         if not splits:

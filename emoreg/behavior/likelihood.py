@@ -1,0 +1,73 @@
+"""How likely a reply is that somebody else wrote, in nat per token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from emoreg.residual.spans import word_spans
+from emoreg.residual.tokens import render
+from emoreg.vectors.transcripts import Message
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """A dialogue with its reply: token ids, and from where to where the reply is."""
+
+    ids: tuple[int, ...]
+    start: int
+    end: int
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, said: Sequence[Message], reply: str
+) -> Reply:
+    """Return a dialogue and a reply to it, as the model will read them."""
+    messages = [*said, {"role": "assistant", "content": reply}]
+    text = render(tokenizer, messages)
+    ids, spans = word_spans(tokenizer, text, [m["content"] for m in messages])
+    start, end = spans[-1]
+    return Reply(ids=ids, start=start, end=end)
+
+
+def likelihoods(
+    model: nn.Module, replies: Sequence[Reply], *, shared: int = 0, **inputs: Any
+) -> list[float]:
+    """Return each reply's mean log-probability, in nat per token, from one pass.
+
+    `1/n sum_t log p(y_t | y_<t, x)` over the `n` tokens of what is said. Softmax and
+    sums are in float32 or better, whatever the model's own precision.
+
+    Rows are padded on the right, where a causal model doesn't look, so that no mask is
+    needed. Logits are made where a reply is predicted, and nowhere else.
+
+    Args:
+        model: A causal language model.
+        replies: Replies, alike in their first `shared` tokens.
+        shared: Tokens that a cache in `inputs` holds already.
+        inputs: Further inputs of the model: a cache, and whether to use one.
+    """
+    device, width = device_of(model), max(reply.end for reply in replies) - 1 - shared
+    first = min(reply.start for reply in replies) - 1
+    ids = torch.zeros((len(replies), width), dtype=torch.long)
+    for row, reply in enumerate(replies):
+        fed = reply.ids[shared : reply.end - 1]
+        ids[row, : len(fed)] = torch.tensor(fed)
+    keep = torch.arange(first - shared, width, device=device)
+    logits = model(input_ids=ids.to(device), logits_to_keep=keep, **inputs).logits
+    means = []
+    for row, reply in enumerate(replies):
+        at = logits[row, reply.start - 1 - first : reply.end - 1 - first]
+        at = at if at.dtype == torch.float64 else at.float()
+        said = torch.tensor(reply.ids[reply.start : reply.end], device=at.device)
+        picked = at.gather(-1, said[:, None])[:, 0] - at.logsumexp(-1)
+        means.append(picked.double().mean())
+    return torch.stack(means).tolist()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's first parameter is."""
+    return next(model.parameters()).device
