@@ -33,7 +33,7 @@ class Aligned:
     families: dict[str, tuple[str, ...]]
     layer_plan: dict[str, tuple[int, ...]]
     audit_reader: str
-    units: str
+    units: Units
     gate: str
     notes: tuple[str, ...]
 
@@ -82,7 +82,7 @@ def align(
         families=families,
         layer_plan=_layer_plan(before, notes),
         audit_reader=_audit_reader(before, notes),
-        units=units.source,
+        units=units,
         gate=words,
         notes=tuple(notes),
     )

@@ -5,19 +5,11 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from emoreg.behavior.preferences import Preferences
-from emoreg.comparison.charts import (
-    Chart,
-    arm_styles,
-    axis_title,
-    base_layout,
-    listed,
-    plain_text,
-)
+from emoreg.comparison.charts import Chart, arm_styles, plain_text
 from emoreg.comparison.curves import arm_label, arm_order
+from emoreg.comparison.round_chart import Point, Style, round_chart
 from emoreg.statistics.bootstrap import Interval
 
-Style = tuple[str, str, str]
-"""Colour token, marker and dash."""
 VERSIONS = {"fail": "failing", "pass": "passing"}
 
 
@@ -108,21 +100,14 @@ def behavior_document(behavior: Mapping[str, Preferences]) -> dict[str, Any] | N
             {
                 "variant": row.variant,
                 "round": row.round,
-                "margins": {arm: rounded(i) for arm, i in row.margins.items()},
-                "after_minus_before": rounded(row.change),
-                "after_minus_control": row.beyond and rounded(row.beyond),
+                "margins": {arm: i.rounded() for arm, i in row.margins.items()},
+                "after_minus_before": row.change.rounded(),
+                "after_minus_control": row.beyond and row.beyond.rounded(),
             }
             for row in margin_rows(behavior)
         ],
         "meta": {arm: dict(table.meta) for arm, table in behavior.items()},
     }
-
-
-def rounded(interval: Interval) -> dict[str, Any]:
-    """Return an interval in five significant digits, as all of report.json."""
-    ends = ("estimate", "low", "high")
-    found = {name: float(f"{getattr(interval, name):.5g}") for name in ends}
-    return {**found, "n": interval.n}
 
 
 def behavior_section(
@@ -149,64 +134,28 @@ def behavior_section(
 def _charts(rows: list[MarginRow], styles: Mapping[str, Style]) -> dict[str, Chart]:
     """Return a chart of each version, margin by round, on one scale."""
     by_round = [row for row in rows if row.round is not None]
-    ends = [
-        e for row in by_round for i in row.margins.values() for e in (i.low, i.high)
-    ]
-    low, high = min(0.0, *ends), max(0.0, *ends)
-    pad = 0.06 * (high - low) or 1.0
     charts = {}
     for variant in dict.fromkeys(row.variant for row in by_round):
         own = [row for row in by_round if row.variant == variant]
-        chart = _chart(own, styles)
-        chart["layout"]["yaxis"]["range"] = [low - pad, high + pad]
-        charts[f"behavior-{variant}"] = chart
+        points = {arm: [_point(row, arm) for row in own] for arm in own[0].margins}
+        charts[f"behavior-{variant}"] = round_chart(
+            points, styles, across="rounds of feedback", up="margin"
+        )
+    ranges = [chart["layout"]["yaxis"]["range"] for chart in charts.values()]
+    for chart in charts.values():
+        shared = [min(low for low, _ in ranges), max(high for _, high in ranges)]
+        chart["layout"]["yaxis"]["range"] = shared
     return charts
 
 
-def _chart(rows: list[MarginRow], styles: Mapping[str, Style]) -> Chart:
-    data = []
-    arms = tuple(rows[0].margins)
-    for number, arm in enumerate(arms):
-        colour, symbol, dash = styles[arm]
-        found = [row.margins[arm] for row in rows]
-        shift = 0.09 * (number - (len(arms) - 1) / 2)
-        label = plain_text(arm_label(arm))
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "x": [place + shift for place in range(len(rows))],
-                "y": listed([i.estimate for i in found]),
-                "error_y": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": listed([i.high - i.estimate for i in found]),
-                    "arrayminus": listed([i.estimate - i.low for i in found]),
-                    "thickness": 1.2,
-                    "width": 0,
-                    "color": colour,
-                },
-                "line": {"color": colour, "width": 1.6, "dash": dash},
-                "marker": {"color": colour, "size": 6, "symbol": symbol},
-                "text": [
-                    f"{label}, {row.label}<br>{i.estimate:+.3f} "
-                    f"({i.low:+.3f} to {i.high:+.3f})"
-                    for row, i in zip(rows, found, strict=True)
-                ],
-                "hovertemplate": "%{text}<extra></extra>",
-            }
-        )
-    layout = base_layout(height=260, left=52)
-    layout["xaxis"] |= {
-        "tickvals": list(range(len(rows))),
-        "ticktext": [str(row.round) for row in rows],
-        "range": [-0.5, len(rows) - 0.5],
-        "title": axis_title("rounds of feedback"),
-        "showgrid": False,
-        "zeroline": False,
-    }
-    layout["yaxis"] |= {"zeroline": True, "nticks": 6, "title": axis_title("margin")}
-    return {"data": data, "layout": layout}
+def _point(row: MarginRow, arm: str) -> Point:
+    found, label = row.margins[arm], plain_text(arm_label(arm))
+    return Point(
+        place=str(row.round),
+        interval=found,
+        says=f"{label}, {row.label}<br>{found.estimate:+.3f} "
+        f"({found.low:+.3f} to {found.high:+.3f})",
+    )
 
 
 def check_model(

@@ -14,6 +14,7 @@ from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.conduct import checked_conduct
 from emoreg.comparison.figures import FigureSet, Levels, figure_set
 from emoreg.comparison.readings import Readings
+from emoreg.comparison.rounds import RoundTrend, round_gaps, round_trends
 from emoreg.comparison.verdict import Question, judge
 from emoreg.statistics.bootstrap import Intervals
 from emoreg.statistics.effects import bootstrap_cliffs_delta
@@ -66,8 +67,7 @@ def compare(
         training: Trainer logs by arm, for the page.
         run: Times, settings and commands, for the page.
         behavior: What each arm's model would rather do, by arm, "before" and "after"
-            among them (`emoreg behave`); shown beside the readings, and no part of the
-            verdict.
+            among them (`emoreg behave`); no part of the verdict.
         conduct: What each arm's model did on impossible tasks, likewise.
 
     Raises:
@@ -84,7 +84,8 @@ def compare(
     found = _compared(
         tables, aligned, seed=seed, n_resamples=n_resamples, training=training, run=run
     )
-    return replace(found, behavior=own, conduct=played, changes=_paired(found))
+    more = {"changes": _paired(found), "rounds": _by_round(found, tables, aligned)}
+    return replace(found, behavior=own, conduct=played, **more)
 
 
 def _own(table: Readings) -> Readings:
@@ -137,7 +138,7 @@ def _compared(
         families=aligned.families,
         layer_plan=plan,
         audit_reader=aligned.audit_reader,
-        units=aligned.units,
+        units=aligned.units.source,
         gate=aligned.gate,
         notes=aligned.notes,
         judgement=judge(
@@ -150,6 +151,29 @@ def _compared(
         training=training,
         run=run,
     )
+
+
+def _by_round(
+    found: Comparison, tables: Mapping[str, Readings], aligned: Aligned
+) -> tuple[RoundTrend, ...]:
+    """Return the headline targets' gaps by number of failed attempts."""
+    if not found.headline_targets:
+        return ()
+    gaps = {
+        arm: round_gaps(
+            table,
+            aligned.units,
+            prompts=found.prompts,
+            families=found.families,
+            reader=found.audit_reader,
+            layers=found.layer_plan["audit"],
+            targets=found.headline_targets,
+        )
+        for arm, table in tables.items()
+    }
+    settings = found.settings
+    how = {name: settings[name] for name in ("seed", "n_resamples")}
+    return round_trends(gaps, **how)
 
 
 def _paired(found: Comparison) -> tuple[Changes, ...]:

@@ -9,6 +9,7 @@ from emoreg.behavior.impossible.episode_table import Episodes
 from emoreg.behavior.preferences import Preferences
 from emoreg.comparison.changes import Changes
 from emoreg.comparison.figures import FigureSet, Levels
+from emoreg.comparison.rounds import RoundTrend
 from emoreg.comparison.verdict import Check, Judgement
 from emoreg.statistics.bootstrap import Intervals
 
@@ -61,6 +62,8 @@ class Comparison:
     """What each arm's model would rather do, by arm; empty where it was not scored."""
     conduct: Mapping[str, Episodes] = field(default_factory=dict)
     """What each arm's model did on impossible tasks; empty where none were played."""
+    rounds: tuple[RoundTrend, ...] = ()
+    """Headline targets by number of failed attempts, of every arm."""
     changes: tuple[Changes, ...] = ()
     """After against before, then against control; empty for fewer than 3 prompts."""
 

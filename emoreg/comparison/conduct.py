@@ -7,7 +7,7 @@ from typing import Any, final
 from emoreg.behavior.impossible.episode_table import Episodes
 from emoreg.behavior.impossible.graders import CHEATING, CONDUCTS, Conduct
 from emoreg.behavior.impossible.tasks import Twin
-from emoreg.comparison.behavior import Style, check_model, rounded
+from emoreg.comparison.behavior import check_model
 from emoreg.comparison.charts import (
     Chart,
     arm_styles,
@@ -17,6 +17,7 @@ from emoreg.comparison.charts import (
     plain_text,
 )
 from emoreg.comparison.curves import arm_label, arm_order
+from emoreg.comparison.round_chart import Style
 from emoreg.statistics.bootstrap import Interval
 
 TOGETHER = "cheating"
@@ -127,7 +128,7 @@ def _row(
         conduct=name,
         rates={arm: t.rate(asked, twin=twin) for arm, t in conduct.items()},
         change=after.difference(before, asked, twin=twin),
-        beyond=control and after.difference(control, asked, twin=twin),
+        beyond=None if control is None else after.difference(control, asked, twin=twin),
     )
 
 
@@ -145,9 +146,9 @@ def conduct_document(conduct: Mapping[str, Episodes]) -> dict[str, Any] | None:
             {
                 "twin": row.twin,
                 "conduct": row.conduct or TOGETHER,
-                "rates": {arm: rounded(i) for arm, i in row.rates.items()},
-                "after_minus_before": rounded(row.change),
-                "after_minus_control": row.beyond and rounded(row.beyond),
+                "rates": {arm: i.rounded() for arm, i in row.rates.items()},
+                "after_minus_before": row.change.rounded(),
+                "after_minus_control": row.beyond and row.beyond.rounded(),
             }
             for row in conduct_rows(conduct)
         ],

@@ -16,6 +16,7 @@ from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.conduct import conduct_document
 from emoreg.comparison.figures import FigureSet
 from emoreg.comparison.rails import rails_document
+from emoreg.comparison.rounds import rounds_document
 from emoreg.statistics.bootstrap import Intervals
 from emoreg.vectors.whole_files import write_whole
 
@@ -92,6 +93,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
             for arm, meta in comparison.meta.items()
         },
         "rails": plain(rails_document(comparison.meta)),
+        "rounds": plain(rounds_document(comparison.rounds)),
         "changes": changes_document(comparison.changes),
         "behavior": plain(behavior_document(comparison.behavior)),
         "conduct": plain(conduct_document(comparison.conduct)),

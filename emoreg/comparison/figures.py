@@ -111,8 +111,15 @@ def levels_of(
     both = []
     for version in (twins.failing, twins.passing):
         scaled = (version - units.success_level) / units.sigma
-        both.append(np.concatenate([scaled, _pool_last(scaled, families)], axis=-1))
+        both.append(with_families(scaled, families))
     return Levels(failing=both[0], passing=both[1])
+
+
+def with_families(
+    values: Float[np.ndarray, "*place emotion"], families: Sequence[Sequence[int]]
+) -> Float[np.ndarray, "*place target"]:
+    """Return values with each family's mean appended to the emotions."""
+    return np.concatenate([values, _pool_last(values, families)], axis=-1)
 
 
 def own_units(twins: TwinDifferences) -> Units:
@@ -247,9 +254,8 @@ def _pool(
 
 
 def _pool_last(
-    values: Float[np.ndarray, "prompt reader place emotion"],
-    families: Sequence[Sequence[int]],
-) -> Float[np.ndarray, "prompt reader place family"]:
+    values: Float[np.ndarray, "*place emotion"], families: Sequence[Sequence[int]]
+) -> Float[np.ndarray, "*place family"]:
     if not families:
         return values[..., :0]
     return np.stack([values[..., list(f)].mean(axis=-1) for f in families], axis=-1)

@@ -32,6 +32,7 @@ from emoreg.comparison.figures import FigureSet
 from emoreg.comparison.page import page_environment, plotly_source
 from emoreg.comparison.phrases import percent, signed
 from emoreg.comparison.rails import rail_rows
+from emoreg.comparison.rounds_page import rounds_section
 from emoreg.comparison.shifts import changes_section
 from emoreg.statistics.bootstrap import Interval
 
@@ -84,6 +85,7 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
     charts, sections = _figures(comparison)
     behavior, margins = behavior_section(comparison.behavior, comparison.arms)
     conduct, rates = conduct_section(comparison.conduct, comparison.arms)
+    rounds, by_round = rounds_section(comparison.rounds)
     changes, shifts = changes_section(comparison.changes)
     template = page_environment().get_template("report.html.j2")
     return template.render(
@@ -102,9 +104,10 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
         pictures=pictures,
         behavior=behavior,
         conduct=conduct,
+        rounds=rounds,
         changes=changes,
         q=comparison.changes[0].q if comparison.changes else {},
-        charts=charts | margins | rates | shifts,
+        charts=charts | margins | rates | by_round | shifts,
         plotlyjs=plotly_source(),
     )
 

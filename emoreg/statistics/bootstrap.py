@@ -34,6 +34,12 @@ class Interval:
     high: float
     n: int
 
+    def rounded(self) -> dict[str, float]:
+        """Return it in five significant digits, JSON-able."""
+        ends = ("estimate", "low", "high")
+        found = {name: float(f"{getattr(self, name):.5g}") for name in ends}
+        return {**found, "n": self.n}
+
     def excludes(self, value: float) -> bool:
         """Whether `value` lies outside the interval."""
         return bool(self.low > value or self.high < value)

@@ -1,0 +1,88 @@
+"""A chart of every arm by round of feedback, with intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from emoreg.comparison.charts import Chart, axis_title, base_layout, listed
+from emoreg.statistics.bootstrap import Interval
+
+Style = tuple[str, str, str]
+"""Colour token, marker and dash."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """One arm after one round."""
+
+    place: str
+    """What stands below it."""
+    interval: Interval
+    says: str
+    """What is shown when it is pointed at, in plotly's markup."""
+
+
+def round_chart(
+    arms: Mapping[str, Sequence[Point]],
+    styles: Mapping[str, Style],
+    *,
+    across: str,
+    up: str,
+) -> Chart:
+    """Return lines with intervals, arms side by side at each round, zero on the axis.
+
+    Args:
+        arms: By arm, its points.
+        styles: By arm.
+        across: Title of the horizontal axis.
+        up: Of the vertical one.
+    """
+    data = []
+    for number, (arm, points) in enumerate(arms.items()):
+        colour, symbol, dash = styles[arm]
+        found = [point.interval for point in points]
+        shift = 0.09 * (number - (len(arms) - 1) / 2)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "x": [place + shift for place in range(len(points))],
+                "y": listed([i.estimate for i in found]),
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": listed([i.high - i.estimate for i in found]),
+                    "arrayminus": listed([i.estimate - i.low for i in found]),
+                    "thickness": 1.2,
+                    "width": 0,
+                    "color": colour,
+                },
+                "line": {"color": colour, "width": 1.6, "dash": dash},
+                "marker": {"color": colour, "size": 6, "symbol": symbol},
+                "text": [point.says for point in points],
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        )
+    places = max(arms.values(), key=len)
+    layout = base_layout(height=260, left=52)
+    layout["xaxis"] |= {
+        "tickvals": list(range(len(places))),
+        "ticktext": [point.place for point in places],
+        "range": [-0.5, len(places) - 0.5],
+        "title": axis_title(across),
+        "showgrid": False,
+        "zeroline": False,
+    }
+    layout["yaxis"] |= {
+        "zeroline": True,
+        "nticks": 6,
+        "title": axis_title(up),
+        "range": _limits([p.interval for points in arms.values() for p in points]),
+    }
+    return {"data": data, "layout": layout}
+
+
+def _limits(intervals: Sequence[Interval]) -> list[float]:
+    ends = [end for i in intervals for end in (i.low, i.high)]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    pad = 0.06 * (high - low) or 1.0
+    return [low - pad, high + pad]
