@@ -49,14 +49,14 @@ RAILS = {
     "capability": Rail(
         label="Simple skills, right answer likeliest",
         margin=0.05,
-        unit="share of questions",
+        unit="of the questions",
         higher_is_better=True,
         share=True,
     ),
     "story_top1": Rail(
         label="Story accuracy, top 1",
         margin=0.05,
-        unit="share of stories, 5 % of that before",
+        unit="of the stories, 5 % of that before",
         higher_is_better=True,
         share=True,
         relative=True,
@@ -87,7 +87,7 @@ class RailRow:
         if self.margin is None:
             return ""
         side = "at least" if RAILS[self.name].higher_is_better else "at most"
-        return f"{side} {self.margin:+.3f} {self.unit}"
+        return f"{side} {self.margin:.3f} {self.unit}".replace("-", "−")
 
 
 def rail_rows(meta: Mapping[str, Mapping[str, Any]]) -> list[RailRow]:
