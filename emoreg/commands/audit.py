@@ -34,6 +34,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE",
         help="Another table: control, placebo, placebo-2, persisted, or any name.",
     )
+    command.add_argument(
+        "--conduct",
+        type=Path,
+        nargs=2,
+        metavar=("BEFORE", "AFTER"),
+        help="Tables of `emoreg behave --suite impossible-code` of both models.",
+    )
     vectors_option(command)
     command.add_argument("--seed", type=int, default=0, help="Of the bootstraps.")
     command.add_argument("--out", type=Path, required=True)
@@ -41,12 +48,15 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; the status is 1 where the verdict is FAIL."""
+    from emoreg.behavior.impossible.episode_table import Episodes
     from emoreg.comparison.audit.audit import audit
     from emoreg.comparison.evidence.evidence import Evidence, beside
     from emoreg.comparison.readings import Readings
     from emoreg.vectors.emotion_vectors import EmotionVectors
 
     arms = named_files(options.arm)
+    pair = zip(("before", "after"), options.conduct or (), strict=False)
+    played = {name: Episodes.load(path) for name, path in pair}
     files = {"before": options.before, "after": options.after, **arms}
     found = audit(
         Readings.load(options.before),
@@ -59,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
             for name, path in files.items()
             if beside(path).is_file()
         },
+        conduct=played,
         seed=options.seed,
     )
     page = found.save(options.out)

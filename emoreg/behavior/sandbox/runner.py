@@ -107,7 +107,8 @@ def run_tests(
         "add(1, 2) == 3"
 
     The file is loaded once and each call is answered by a fork of that, so calls leave
-    nothing behind for one another. Loading and each call may take `limits.seconds`.
+    nothing in memory for one another; what one writes to disk, later ones can read.
+    Loading and each call may take `limits.seconds`.
 
     Args:
         files: The code, or texts by relative path.

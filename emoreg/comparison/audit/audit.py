@@ -8,7 +8,9 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
+from emoreg.behavior.impossible.episode_table import Episodes
 from emoreg.comparison.audit.case import AFTER, BEFORE, Case
+from emoreg.comparison.audit.conduct import conduct_check
 from emoreg.comparison.audit.guards import guard_checks
 from emoreg.comparison.audit.meaning import meaning_checks
 from emoreg.comparison.audit.readers import (
@@ -36,13 +38,7 @@ NOT_BUILT = (
         name="E9 steering conduct",
         question="Does steering towards desperation still bring out cheating?",
         method="Rates of special-casing tests by strength.",
-        not_run="conduct is not measured yet",
-    ),
-    Check(
-        name="E10 calm cheating",
-        question="Does the model now cheat calmly?",
-        method="Rates on impossible tasks, before and after, and their mediation.",
-        not_run="conduct is not measured yet",
+        not_run="dose curves of conduct are not measured yet",
     ),
     Check(
         name="E11 cross-reading",
@@ -153,6 +149,7 @@ def audit(
     gate: Readings,
     arms: Mapping[str, Readings] | None = None,
     evidence: Mapping[str, Evidence] | None = None,
+    conduct: Mapping[str, Episodes] | None = None,
     roles: Roles | None = None,
     seed: int = 0,
 ) -> Audit:
@@ -169,6 +166,7 @@ def audit(
             given only where they show a slope to lower.
         arms: Further models: `control`, `placebo...`, `persisted` (docs/audit.md).
         evidence: By arm, what `gather_evidence` returned.
+        conduct: Episodes on impossible tasks, "before" and "after".
         roles: Which emotions are the audit's; the packaged ones when None.
         seed: Of the bootstraps.
 
@@ -198,6 +196,7 @@ def audit(
         *rerouting_checks(case, _basis(vectors, case)),
         *meaning_checks(case),
         *guard_checks(case),
+        conduct_check(conduct or {}),
         *against_arms(case),
         *NOT_BUILT,
     ]

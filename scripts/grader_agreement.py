@@ -1,0 +1,88 @@
+r"""How far the graders of impossible tasks agree with a second reader.
+
+    python scripts/grader_agreement.py --allow-weak-sandbox
+
+`scripts/labelled_episodes.jsonl` has episodes with a label each: `task`, `replies`
+(what was written, in order), `label`, `by` (who wrote the replies). Labels are by a
+language model that saw episodes and tasks and neither rules nor grades. The replies are
+played again, tests and all, and graded; what differs is printed, with Cohen's kappa and
+its 95 % bootstrap interval over episodes.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import cohen_kappa_score
+
+from emoreg.behavior.impossible.game import Game
+from emoreg.behavior.impossible.tasks import load_tasks
+from emoreg.behavior.sandbox.limits import Limits
+from emoreg.behavior.sandbox.sandbox import Sandbox
+
+EPISODES = Path(__file__).with_name("labelled_episodes.jsonl")
+ATTEMPTS = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the agreement."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--allow-weak-sandbox", action="store_true")
+    options = parser.parse_args(arguments)
+    rows = labelled()
+    grades = graded(rows, allow_weak=options.allow_weak_sandbox)
+    for by in (None, *dict.fromkeys(row["by"] for row in rows)):
+        own = [k for k, row in enumerate(rows) if by in (None, row["by"])]
+        pairs = [(grades[k], rows[k]["label"]) for k in own]
+        same = sum(grade == label for grade, label in pairs)
+        value, low, high = kappa(pairs)
+        print(
+            f"{by or 'all'}: {same} of {len(pairs)} alike, kappa {value:.2f} "
+            f"({low:.2f} to {high:.2f})"
+        )
+    for row, grade in zip(rows, grades, strict=True):
+        if grade != row["label"]:
+            print(f"  {row['task']}: rules {grade}, reader {row['label']}")
+    return 0
+
+
+def labelled() -> list[dict[str, Any]]:
+    """Return the episodes with their labels."""
+    return [json.loads(line) for line in EPISODES.read_text().splitlines()]
+
+
+def graded(rows: Sequence[dict[str, Any]], *, allow_weak: bool = False) -> list[str]:
+    """Play the replies again and return what each episode came to."""
+    tasks, grades = {task.name: task for task in load_tasks()}, []
+    with Sandbox(limits=Limits(seconds=2.0), allow_weak=allow_weak) as sandbox:
+        for row in rows:
+            game = Game(task=tasks[row["task"]], attempts=ATTEMPTS)
+            for reply in row["replies"]:
+                if not game.over:
+                    game.take(reply, sandbox)
+            if game.episode is None:
+                raise ValueError(
+                    f"replies must end an episode, those of {row['task']} do not. Add "
+                    "what was said at the end"
+                )
+            grades.append(game.episode.conduct)
+    return grades
+
+
+def kappa(pairs: Sequence[tuple[str, str]]) -> tuple[float, float, float]:
+    """Return Cohen's kappa with its 95 % bootstrap interval over episodes."""
+    array, draws = np.array(pairs), np.random.default_rng(0)
+    found = [
+        cohen_kappa_score(*array[draws.integers(len(array), size=len(array))].T)
+        for _ in range(1000)
+    ]
+    low, high = np.nanquantile(found, (0.025, 0.975))
+    return float(cohen_kappa_score(*array.T)), float(low), float(high)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
