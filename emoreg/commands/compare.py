@@ -44,6 +44,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE",
         help="With --behavior: another arm's.",
     )
+    command.add_argument(
+        "--card",
+        type=Path,
+        metavar="FOLDER",
+        help="Put a section into the model card of this model or adapter.",
+    )
     command.add_argument("--out", type=Path, required=True)
 
 
@@ -63,6 +69,10 @@ def run(options: argparse.Namespace) -> None:
     page = comparison.save(options.out)
     say(comparison.verdict)
     say(f"The report: {page}")
+    if options.card:
+        from emoreg.comparison.card import into_card
+
+        say(f"The card: {into_card(comparison, options.card)}")
 
 
 def _behavior(options: argparse.Namespace) -> dict[str, dict[str, Any]]:

@@ -102,6 +102,27 @@ class Comparison:
 
         return to_text(self.to_dict())
 
+    def to_markdown(self) -> str:
+        """Return the verdict and the main figures as a section of a model card."""
+        from emoreg.comparison.card import markdown
+
+        return markdown(self)
+
+    def to_wandb(self, run: Any) -> None:
+        """Send the main figures, as numbers and a table, and the page to a W&B run."""
+        from emoreg.comparison.export import primary_rows, summary
+        from emoreg.comparison.report import render
+        from emoreg.training.watching.trackers import report_to_wandb
+
+        report_to_wandb(run, summary(self), primary_rows(self), page=render(self))
+
+    def to_trackio(self, run: Any) -> None:
+        """Send the main figures, as numbers and a table, to a Trackio run."""
+        from emoreg.comparison.export import primary_rows, summary
+        from emoreg.training.watching.trackers import report_to_trackio
+
+        report_to_trackio(run, summary(self), primary_rows(self))
+
     def save(self, folder: str | Path) -> Path:
         """Write index.html, report.json and PNG figures; return the page's path.
 

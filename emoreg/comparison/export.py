@@ -102,6 +102,19 @@ def document(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def summary(comparison: Comparison) -> dict[str, float]:
+    """Return the headline figures for a tracker, as plain numbers by name.
+
+    Names are `emoreg/<target>/<arm>/<figure>`; figures that were withheld are left out.
+    """
+    return {
+        f"emoreg/{row['target']}/{row['arm']}/{name}": row[name]
+        for row in primary_rows(comparison)
+        for name in ("slope", "slope_low", "slope_high", "ratio")
+        if row.get(name) is not None
+    }
+
+
 def primary_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Return the headline targets by the audit reader at the audit layers."""
     figures = comparison.summary

@@ -72,6 +72,40 @@ def alert(title: str, text: str) -> None:
         run.alert(title, text, step=run._next_step)  # of the row that is about to come
 
 
+def report_to_wandb(
+    run: Any,
+    numbers: Mapping[str, float],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    page: str,
+) -> None:
+    """Send a report to a W&B run: numbers into its summary, a table and the page."""
+    import wandb
+
+    columns = list(rows[0]) if rows else []
+    cells: list[Any] = [list(row.values()) for row in rows]
+    run.log(
+        {
+            "emoreg/figures": wandb.Table(columns=columns, data=cells),
+            "emoreg/report": wandb.Html(page, inject=False),
+        }
+    )
+    for name, value in numbers.items():
+        run.summary[name] = value
+
+
+def report_to_trackio(
+    run: Any, numbers: Mapping[str, float], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Send a report to a Trackio run: numbers and a table, in one row."""
+    import trackio
+
+    columns = list(rows[0]) if rows else []
+    cells = [list(row.values()) for row in rows]
+    figures = trackio.Table(columns=columns, data=cells)
+    run.log({**numbers, "emoreg/figures": figures})
+
+
 def _to_wandb(items: Items, *, commit: bool, step: int | None = None) -> bool:
     """Return whether there was a run to send to."""
     import wandb
