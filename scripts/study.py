@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from study_arms import ARMS, Parts, Schedule, train
@@ -95,21 +96,30 @@ def prepare(out: Path, goemotions: Path | None) -> None:
         return
     loaded, corpus, start = load_any("demo"), emoreg.Corpus.packaged(), time.time()
     parts = (loaded.model, loaded.tokenizer, corpus)
-    vectors = emoreg.extract(*parts, goemotions=goemotions, quiet=True).vectors
-    vectors.save(base / "vectors.safetensors")
-    print(f"vectors: {time.time() - start:.0f} s", flush=True)
-    twins = corpus.transcripts("train")
-    reference = emoreg.calibrate(*parts[:2], twins, vectors, quiet=True)
-    reference.save(base / "reference.safetensors")
-    deflection = deflection_vectors(*parts, vectors, quiet=True)
-    deflection.save(base / "deflection.safetensors")
-    gate = corpus.transcripts("dev")
-    measure(
-        *parts[:2], gate, vectors, reference=reference, arm="base", quiet=True
-    ).save(base / "gate.parquet")
+    path = base / "vectors.safetensors"
+    if not path.is_file():
+        emoreg.extract(*parts, goemotions=goemotions, quiet=True).vectors.save(path)
+        print(f"vectors: {time.time() - start:.0f} s", flush=True)
+    _units(loaded, emoreg.EmotionVectors.load(path), base)
     print(f"units: {time.time() - start:.0f} s", flush=True)
     _measure(loaded, out, base / "before.parquet")
     print(f"base: {time.time() - start:.0f} s", flush=True)
+
+
+def _units(loaded: Loaded, vectors: emoreg.EmotionVectors, base: Path) -> None:
+    """Calibrate, fit deflection vectors and read the gate, as far as not done."""
+    corpus, parts = emoreg.Corpus.packaged(), (loaded.model, loaded.tokenizer)
+    path = base / "reference.safetensors"
+    if not path.is_file():
+        twins = corpus.transcripts("train")
+        emoreg.calibrate(*parts, twins, vectors, quiet=True).save(path)
+    reference, path = emoreg.Reference.load(path), base / "deflection.safetensors"
+    if not path.is_file():
+        deflection_vectors(*parts, corpus, vectors, quiet=True).save(path)
+    path = base / "gate.parquet"
+    if not path.is_file():
+        gate: dict[str, Any] = {"reference": reference, "arm": "base", "quiet": True}
+        measure(*parts, corpus.transcripts("dev"), vectors, **gate).save(path)
 
 
 def run_unit(arm: str, seed: int, options: argparse.Namespace) -> None:

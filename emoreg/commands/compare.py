@@ -4,9 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from emoreg.commands.measuring import (
+    check_asked,
+    measured_pair,
+    measuring_options,
+    say_strip,
+)
 from emoreg.commands.shared import named_files, say
 
-SUMMARY = "Compare two or more tables of readings into a report."
+SUMMARY = "Compare tables of readings, a model with its adapter, or its checkpoints."
 EXAMPLE = (
     "emoreg compare before.parquet after.parquet --arm control=control.parquet "
     "--out report/"
@@ -15,8 +21,9 @@ EXAMPLE = (
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    command.add_argument("before", type=Path)
-    command.add_argument("after", type=Path)
+    command.add_argument("before", type=Path, nargs="?", help="A table.")
+    command.add_argument("after", type=Path, nargs="?", help="A table.")
+    measuring_options(command)
     command.add_argument(
         "--arm",
         action="append",
@@ -58,14 +65,18 @@ def run(options: argparse.Namespace) -> None:
     from emoreg.comparison.compare import compare
     from emoreg.comparison.readings import Readings
 
+    check_asked(options)
+    gate = Readings.load(options.gate) if options.gate else None
+    if options.checkpoints:
+        say_strip(options, gate)
+        return
+    behavior: Any = _behavior(options)  # refused before anything is measured
     arms = {n: Readings.load(file) for n, file in named_files(options.arm).items()}
-    comparison = compare(
-        Readings.load(options.before),
-        Readings.load(options.after),
-        arms=arms or None,
-        **_behavior(options),
-        gate=Readings.load(options.gate) if options.gate else None,
-    )
+    if options.adapter:
+        before, after = measured_pair(options)
+    else:
+        before, after = (Readings.load(f) for f in (options.before, options.after))
+    comparison = compare(before, after, arms=arms or None, **behavior, gate=gate)
     page = comparison.save(options.out)
     say(comparison.verdict)
     say(f"The report: {page}")

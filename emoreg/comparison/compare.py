@@ -75,8 +75,8 @@ def compare(
             layers and emotions, or hold one outcome class only; or if the tables of
             behavior are of other texts, or of other models than the readings.
     """
-    tables = {n: _own(t) for n, t in checked_arms(before, after, arms).items()}
-    gate = None if gate is None else _own(gate)
+    tables = {n: t.own() for n, t in checked_arms(before, after, arms).items()}
+    gate = None if gate is None else gate.own()
     aligned = align(tables, roles=roles, gate=gate, reference_units=reference_units)
     metas = {name: t.meta for name, t in tables.items()}
     own = checked_behavior(behavior, metas)
@@ -86,13 +86,6 @@ def compare(
     )
     more = {"changes": _paired(found), "rounds": _by_round(found, tables, aligned)}
     return replace(found, behavior=own, conduct=played, **more)
-
-
-def _own(table: Readings) -> Readings:
-    """Return the table without the audit's readers, which not all emotions have."""
-    audit = table.meta.get("audit_readers", ())
-    own = [reader for reader in table.readers if reader not in audit]
-    return table.of_readers(own) if audit else table
 
 
 def _compared(

@@ -89,7 +89,7 @@ def samples(
     grid = np.linspace(low - margin, high + margin, 200)
     return {
         target: {
-            key: Sample(values=sample, grid=grid, density=_density(sample, grid))
+            key: Sample(values=sample, grid=grid, density=density(sample, grid))
             for key, sample in found.items()
         }
         for target, found in values.items()
@@ -165,7 +165,7 @@ def _levels(
     return getattr(comparison.levels[arm], version)[:, reader, place, column]
 
 
-def _density(
+def density(
     sample: Float[np.ndarray, " prompt"], grid: Float[np.ndarray, " point"]
 ) -> Float[np.ndarray, " point"]:
     """Return a Gaussian kernel density with Silverman's bandwidth."""

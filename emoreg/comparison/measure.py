@@ -92,7 +92,7 @@ def _meta(
         "model": model_name(model),
         "adapter": adapter_name(model),
         "vectors_hash": vectors.hash,
-        "prompts_hash": _prompts_hash(conversations),
+        "prompts_hash": prompts_hash(conversations),
         "reference_hash": None if reference is None else reference.hash,
         "layer_plan": asdict(plan),
         "units": _units(reference, vectors.all_readers),
@@ -146,6 +146,7 @@ def adapter_name(model: nn.Module) -> str | None:
     return ", ".join(config) if isinstance(config, dict) else None
 
 
-def _prompts_hash(conversations: Sequence[Conversation]) -> str:
+def prompts_hash(conversations: Sequence[Conversation]) -> str:
+    """Return a short hash of what conversations say, and of their outcomes."""
     texts = [[c.id, list(c.messages), list(c.failed)] for c in conversations]
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]

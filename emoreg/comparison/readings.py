@@ -124,6 +124,12 @@ class Readings:
             self, values=self.values[:, rows], readers=tuple(readers), meta=meta
         )
 
+    def own(self) -> "Readings":
+        """Return the part without the audit's readers, which not all emotions have."""
+        audit = self.meta.get("audit_readers", ())
+        kept = [reader for reader in self.readers if reader not in audit]
+        return self.of_readers(kept) if audit else self
+
     def by_round(self, position: str = "decision") -> RoundDifferences:
         """Return failing minus passing per prompt and feedback round."""
         return split_rounds(self.values, self._pairs(position))

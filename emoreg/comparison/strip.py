@@ -1,0 +1,201 @@
+"""A run seen through its checkpoints: how readings moved while it trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from jaxtyping import Float
+
+from emoreg.comparison.alignment import Aligned, align, checked_arms
+from emoreg.comparison.compare import HEADLINE
+from emoreg.comparison.export import plain, require_writable, to_text
+from emoreg.comparison.figures import FigureSet, figure_set
+from emoreg.comparison.phrases import HALF
+from emoreg.comparison.readings import Readings
+from emoreg.statistics.bootstrap import Interval
+from emoreg.vectors.whole_files import write_whole
+
+SCHEMA = "emoreg.strip/1"
+_SAID = ("model", "vectors_hash", "prompts_hash")
+PLACE = "audit"
+"""The group of layers that a strip is of."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """One target at one checkpoint; step 0 is the model before training."""
+
+    step: int
+    slope: Interval
+    """Failing minus passing, in `sigma_ref`, over prompts."""
+    left: Interval | None
+    """Share of the slope at step 0; None there, and where that carries no ratio."""
+    slopes: tuple[float, ...]
+    """Each prompt's own."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strip:
+    """Frames by target, in the order of steps.
+
+    Example:
+        `strip({0: before, 100: at_100, 200: at_200}).save("strip/")`
+    """
+
+    frames: Mapping[str, tuple[Frame, ...]]
+    threshold: float
+    """Share of the slope whose crossing is looked for."""
+    reader: str
+    layers: tuple[int, ...]
+    meta: Mapping[str, Any]
+    """What was measured: model, hashes, unit, number of prompts."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps, from 0."""
+        return tuple(frame.step for frame in next(iter(self.frames.values())))
+
+    def crossed(self, target: str) -> int | None:
+        """Return the first step from which the share left stays below the threshold.
+
+        Or at it, by the upper end of its interval; None if there is none. One
+        checkpoint below among others above is a dip, and no crossing.
+        """
+        first = None
+        for frame in self.frames[target]:
+            below = frame.left is not None and frame.left.high <= self.threshold
+            first = (frame.step if first is None else first) if below else None
+        return first
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-able values, schema "emoreg.strip/1"."""
+        return {
+            "schema": SCHEMA,
+            "steps": list(self.steps),
+            "threshold": self.threshold,
+            "reader": self.reader,
+            "layers": list(self.layers),
+            "crossed": {target: self.crossed(target) for target in self.frames},
+            "frames": {
+                target: [_frame(frame) for frame in frames]
+                for target, frames in self.frames.items()
+            },
+            "meta": plain(dict(self.meta)),
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write index.html and strip.json into a folder; return the page.
+
+        Raises:
+            ValueError: If the folder can't be written.
+        """
+        from emoreg.comparison.strip_page import render_strip
+
+        folder = Path(folder)
+        require_writable(folder)
+        page = render_strip(self)
+        write_whole(folder / "strip.json", to_text(self.to_dict()).encode())
+        return write_whole(folder / "index.html", page.encode())
+
+
+def strip(
+    tables: Mapping[int, Readings],
+    *,
+    gate: Readings | None = None,
+    threshold: float = HALF,
+    seed: int = 0,
+    n_resamples: int = 10_000,
+) -> Strip:
+    """Return the headline slopes of every checkpoint, in one unit, on the same prompts.
+
+    Args:
+        tables: By step; 0, the model before training, must be among them.
+        gate: Readings of the model before training on other prompts (`dev`), which
+            decide where a share is given. Without it the same prompts decide.
+        threshold: Share of the slope whose crossing is looked for.
+        seed: Of the bootstrap.
+        n_resamples: Of it.
+
+    Raises:
+        ValueError: If step 0 is missing or alone, or the tables do not belong together.
+    """
+    steps = sorted(tables)
+    if steps[:1] != [0] or len(steps) < 2:
+        raise ValueError(
+            "`tables` must hold step 0, the model before training, and at least one "
+            f"later step, found {steps}. Measure the base model too"
+        )
+    names = {step: str(step) for step in steps[1:-1]}
+    own = {step: table.own() for step, table in tables.items()}
+    arms = checked_arms(own[0], own[steps[-1]], {names[s]: own[s] for s in names})
+    gate = None if gate is None else gate.own()
+    aligned = align(arms, roles=None, gate=gate, reference_units=None)
+    before = own[0]
+    plan = aligned.layer_plan
+    pool = [[before.layers.index(layer) for layer in plan[PLACE]]]
+    levels = {name: found.over(pool) for name, found in aligned.levels.items()}
+    targets = (*before.emotions, *aligned.families)
+    figures = figure_set(
+        levels,
+        base=aligned.base.over(pool),
+        labels=(before.readers, (PLACE,), targets),
+        n_resamples=n_resamples,
+        seed=seed,
+    )
+    names |= {0: "before", steps[-1]: "after"}
+    slopes = {name: found.slope for name, found in levels.items()}
+    shown = [t for t in HEADLINE if t in targets]
+    return Strip(
+        frames={
+            target: tuple(
+                _framed(figures, slopes[names[s]], s, names[s], target, aligned)
+                for s in steps
+            )
+            for target in shown
+        },
+        threshold=threshold,
+        reader=aligned.audit_reader,
+        layers=tuple(plan[PLACE]),
+        meta={
+            **{
+                n: before.meta.get(n) for n in ("model", "vectors_hash", "prompts_hash")
+            },
+            "unit": aligned.units.source,
+            "ratios decided on": aligned.gate,
+            "n_prompts": len(aligned.prompts),
+        },
+    )
+
+
+def _framed(
+    figures: FigureSet,
+    slopes: Float[np.ndarray, "prompt reader place target"],
+    step: int,
+    arm: str,
+    target: str,
+    aligned: Aligned,
+) -> Frame:
+    at = figures.index(aligned.audit_reader, PLACE, target)
+    own = figures.arms[arm]
+    left = None
+    if own.ratio is not None and figures.ratio_shown[at]:
+        left = own.ratio.at(*at)
+    return Frame(
+        step=step,
+        slope=own.slope.at(*at),
+        left=left,
+        slopes=tuple(float(value) for value in slopes[(slice(None), *at)]),
+    )
+
+
+def _frame(frame: Frame) -> dict[str, Any]:
+    return {
+        "step": frame.step,
+        "slope": frame.slope.rounded(),
+        "left": None if frame.left is None else frame.left.rounded(),
+        "slopes": [float(f"{value:.4g}") for value in frame.slopes],
+    }

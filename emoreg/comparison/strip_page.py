@@ -1,0 +1,144 @@
+"""The page of a strip: distributions over training, slopes by step, a table."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emoreg.comparison.charts import (
+    Chart,
+    axis_title,
+    base_layout,
+    listed,
+    plain_text,
+)
+from emoreg.comparison.curves import density
+from emoreg.comparison.page import page_environment, plotly_source
+from emoreg.comparison.round_chart import Point, round_chart
+
+if TYPE_CHECKING:
+    from emoreg.comparison.strip import Frame, Strip
+
+ROW = 34
+"""Pixels of a checkpoint in the ridgeline."""
+STYLE = {"slope": ("@fail", "circle", "solid")}
+
+
+def render_strip(strip: "Strip") -> str:
+    """Return the page as text."""
+    charts: dict[str, Chart] = {}
+    panels = []
+    for number, (target, frames) in enumerate(strip.frames.items()):
+        charts[f"strip-{number}"] = _ridgeline(target, frames)
+        charts[f"steps-{number}"] = round_chart(
+            {"slope": [_point(target, frame) for frame in frames]},
+            STYLE,
+            across="step",
+            up="σ<sub>ref</sub>",
+        )
+        panels.append({"target": target, "number": number})
+    return (
+        page_environment()
+        .get_template("strip.html.j2")
+        .render(
+            strip=strip,
+            panels=panels,
+            charts=charts,
+            said=[_said(strip, target) for target in strip.frames],
+            ratio_text=ratio_text,
+            plotlyjs=plotly_source(),
+        )
+    )
+
+
+def _said(strip: "Strip", target: str) -> str:
+    """Return whether and when a target's slope fell to the threshold, in words."""
+    share, last = f"{100 * strip.threshold:.0f} %", strip.frames[target][-1]
+    if last.left is None and all(f.left is None for f in strip.frames[target][1:]):
+        return f"{target}: no share is given, since the slope before carries none."
+    step = strip.crossed(target)
+    if step is None:
+        return f"{target}: not shown to stay at {share} of its slope or below."
+    return f"{target}: at {share} of its slope or below from step {step} on."
+
+
+def _point(target: str, frame: "Frame") -> Point:
+    found = frame.slope
+    return Point(
+        place=str(frame.step),
+        interval=found,
+        says=f"{plain_text(target)}, step {frame.step}<br>{found.estimate:+.2f} "
+        f"({found.low:+.2f} to {found.high:+.2f})",
+    )
+
+
+def _ridgeline(target: str, frames: tuple["Frame", ...]) -> Chart:
+    """Return a density of prompts' slopes for each checkpoint, the first on top."""
+    every = np.concatenate([frame.slopes for frame in frames])
+    low, high = min(0.0, float(every.min())), max(0.0, float(every.max()))
+    margin = 0.1 * (high - low) or 1.0
+    grid = np.linspace(low - margin, high + margin, 160)
+    heights = [density(np.asarray(frame.slopes), grid) for frame in frames]
+    tallest = max(float(height.max()) for height in heights)
+    data: list[dict[str, Any]] = []
+    for place, (frame, height) in enumerate(zip(frames, heights, strict=True)):
+        floor = -float(place)
+        data += _ridge(grid, floor + 0.9 * height / tallest, floor)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": listed(frame.slopes),
+                "y": [floor - 0.07] * len(frame.slopes),
+                "marker": {"color": "@fail/0.6", "size": 3.5},
+                "hovertemplate": f"{plain_text(target)}, step {frame.step}: "
+                "%{x:.2f}<extra></extra>",
+            }
+        )
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": listed([frame.slope.estimate]),
+                "y": [floor],
+                "marker": {"color": "@ink", "size": 7, "symbol": "line-ns-open"},
+                "hovertemplate": "mean %{x:.2f}<extra></extra>",
+            }
+        )
+    layout = base_layout(height=70 + ROW * len(frames), left=52)
+    layout["xaxis"] |= {
+        "zeroline": True,
+        "title": axis_title("failing minus passing, σ<sub>ref</sub>"),
+    }
+    layout["yaxis"] |= {
+        "tickvals": [-place for place in range(len(frames))],
+        "ticktext": [str(frame.step) for frame in frames],
+        "range": [0.6 - len(frames), 1.05],
+        "title": axis_title("step"),
+        "showgrid": False,
+        "zeroline": False,
+    }
+    return {"data": data, "layout": layout}
+
+
+def _ridge(grid: Any, height: Any, floor: float) -> list[Chart]:
+    base = {"type": "scatter", "mode": "lines", "x": listed(grid), "hoverinfo": "skip"}
+    return [
+        base | {"y": [floor] * len(grid), "line": {"width": 0}},
+        base
+        | {
+            "y": listed(height),
+            "fill": "tonexty",
+            "fillcolor": "@fail/0.2",
+            "line": {"color": "@fail", "width": 1.6},
+        },
+    ]
+
+
+def ratio_text(frame: "Frame") -> str:
+    """Return the share left in percent, a dash where none is given."""
+    found = frame.left
+    if found is None or not math.isfinite(found.estimate):
+        return "–"
+    low, high = 100 * found.low, 100 * found.high
+    return f"{100 * found.estimate:.0f} % ({low:.0f} to {high:.0f})"
