@@ -123,20 +123,11 @@ def strip(
     Raises:
         ValueError: If step 0 is missing or alone, or the tables do not belong together.
     """
-    steps = sorted(tables)
-    if steps[:1] != [0] or len(steps) < 2:
-        raise ValueError(
-            "`tables` must hold step 0, the model before training, and at least one "
-            f"later step, found {steps}. Measure the base model too"
-        )
-    names = {step: str(step) for step in steps[1:-1]}
-    own = {step: table.own() for step, table in tables.items()}
-    arms = checked_arms(own[0], own[steps[-1]], {names[s]: own[s] for s in names})
+    names, arms = _arms(tables)
     gate = None if gate is None else gate.own()
     aligned = align(arms, roles=None, gate=gate, reference_units=None)
-    before = own[0]
-    plan = aligned.layer_plan
-    pool = [[before.layers.index(layer) for layer in plan[PLACE]]]
+    before, layers = arms["before"], aligned.layer_plan[PLACE]
+    pool = [[before.layers.index(layer) for layer in layers]]
     levels = {name: found.over(pool) for name, found in aligned.levels.items()}
     targets = (*before.emotions, *aligned.families)
     figures = figure_set(
@@ -146,29 +137,43 @@ def strip(
         n_resamples=n_resamples,
         seed=seed,
     )
-    names |= {0: "before", steps[-1]: "after"}
-    slopes = {name: found.slope for name, found in levels.items()}
-    shown = [t for t in HEADLINE if t in targets]
+    slopes = {step: levels[name].slope for step, name in names.items()}
     return Strip(
         frames={
             target: tuple(
-                _framed(figures, slopes[names[s]], s, names[s], target, aligned)
-                for s in steps
+                _framed(figures, slopes[step], step, name, target, aligned)
+                for step, name in names.items()
             )
-            for target in shown
+            for target in HEADLINE
+            if target in targets
         },
         threshold=threshold,
         reader=aligned.audit_reader,
-        layers=tuple(plan[PLACE]),
+        layers=tuple(layers),
         meta={
-            **{
-                n: before.meta.get(n) for n in ("model", "vectors_hash", "prompts_hash")
-            },
+            **{name: before.meta.get(name) for name in _SAID},
             "unit": aligned.units.source,
             "ratios decided on": aligned.gate,
             "n_prompts": len(aligned.prompts),
         },
     )
+
+
+def _arms(
+    tables: Mapping[int, Readings],
+) -> tuple[dict[int, str], dict[str, Readings]]:
+    """Return the name of each step's arm, in order, and the arms' tables."""
+    steps = sorted(tables)
+    if steps[:1] != [0] or len(steps) < 2:
+        raise ValueError(
+            "`tables` must hold step 0, the model before training, and at least one "
+            f"later step, found {steps}. Measure the base model too"
+        )
+    names = {step: str(step) for step in steps}
+    names |= {0: "before", steps[-1]: "after"}
+    own = {step: tables[step].own() for step in steps}
+    between = {names[step]: own[step] for step in steps[1:-1]}
+    return names, checked_arms(own[0], own[steps[-1]], between)
 
 
 def _framed(
