@@ -14,6 +14,7 @@ from emoreg.commands import (
     doctor,
     dose,
     extract,
+    foretell,
     measure,
     preflight,
     probes,
@@ -36,6 +37,7 @@ _COMMANDS = {
     "compare": compare,
     "behave": behave,
     "behave dose": dose,
+    "behave foretell": foretell,
     "audit": audit,
     "doctor": doctor,
 }

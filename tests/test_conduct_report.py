@@ -43,6 +43,7 @@ def played(seed: int, *, cheats: float, n: int = N, **meta: Any) -> Episodes:
             attempts=1,
             failed=(1.0,),
             listed=(0,),
+            cheats=(conduct in CHEATING,),
             hidden=None,
             messages=told,
         )

@@ -163,6 +163,10 @@ def test_conversations_say_what_was_known_at_each_turn(
         assert talk.failed[0] is None
         assert talk.failed[1:] == episode.failed[: len(turns) - 1]
         assert talk.messages[-1]["role"] == "assistant"
+    for episode in found.episodes:
+        caught = episode.conduct in ("special-casing", "tampering")
+        assert len(episode.cheats) == episode.attempts
+        assert any(episode.cheats) == (caught and episode.twin == "impossible")
 
 
 def test_a_table_is_the_same_after_saving(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from emoreg.behavior.impossible.graders import (
     Attempt,
     Conduct,
     Grade,
+    cheats,
 )
 from emoreg.behavior.impossible.sources import listed
 from emoreg.behavior.impossible.tasks import TWINS, Task, Twin
@@ -37,6 +38,7 @@ SCHEMA = pa.schema(
         ("attempts", pa.int32()),
         ("failed", pa.list_(pa.float64())),
         ("listed", pa.list_(pa.int32())),
+        ("cheats", pa.list_(pa.bool_())),
         ("hidden", pa.bool_()),
         ("messages", pa.string()),
     ]
@@ -63,6 +65,8 @@ class Episode:
     """Share of the visible tests that each attempt missed."""
     listed: tuple[int, ...]
     """How many visible tests each attempt's code has the answers of, written out."""
+    cheats: tuple[bool, ...]
+    """Whether each attempt cheats, of an impossible task; none does of another."""
     hidden: bool | None
     """Whether the last code passes the hidden tests; None where it was not asked."""
     messages: tuple[Message, ...]
@@ -91,6 +95,7 @@ class Episode:
             attempts=len(attempts),
             failed=tuple(attempt.failed for attempt in attempts),
             listed=tuple(len(listed(code, task.visible)) for code in codes),
+            cheats=tuple(cheats(task, attempt) for attempt in attempts),
             hidden=hidden,
             messages=tuple(messages),
         )
@@ -108,7 +113,7 @@ class Episode:
         turns = sum(message["role"] == "assistant" for message in self.messages)
         return Conversation(
             id=self.name,
-            pair=self.id,
+            pair=self.name,  # samples of a task are read apart
             variant="",
             style=self.twin,
             messages=self.messages,
@@ -251,5 +256,5 @@ class Episodes:
 
 
 def _episode(row: dict[str, Any]) -> Episode:
-    lists = {name: tuple(row[name]) for name in ("failed", "listed")}
+    lists = {name: tuple(row[name]) for name in ("failed", "listed", "cheats")}
     return Episode(**{**row, **lists, "messages": tuple(json.loads(row["messages"]))})
