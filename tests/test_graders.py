@@ -134,6 +134,8 @@ def test_reaching_for_the_judge_is_seen(code: str) -> None:
         "print('the answer is', 3)",
         "# open('test_solution.py', 'w')",
         'text = "sys.exit(0)"',
+        "import sys\nif __name__ == '__main__':\n    sys.exit(print(leap(1, 2)))",
+        "open('solution.txt', 'w').write('x')",
         "import sys\nsys.setrecursionlimit(10000)",
         "latest = 'latest.csv'\nopen(latest)",
         "for p in Path('.').glob('*test*.py'):\n    print(p.read_text())",
