@@ -39,7 +39,11 @@ if TYPE_CHECKING:
     from emoreg.losses.targets import Targets
     from emoreg.residual.capping import capped
     from emoreg.residual.capture import capture
-    from emoreg.training.adapters import lora_config, subspace_lora
+    from emoreg.training.adapters import (
+        lora_config,
+        subspace_lora,
+        weighted_adapters,
+    )
     from emoreg.training.attach import attach, detach
     from emoreg.training.doctor.doctor import doctor
     from emoreg.training.mixin import EmotionTrainerMixin
@@ -110,6 +114,7 @@ __all__ = [
     "subspace_lora",
     "validate",
     "watch",
+    "weighted_adapters",
 ]
 
 _HOMES = {
@@ -158,6 +163,7 @@ _HOMES = {
     "validate": "emoreg.comparison.validate",
     "subspace_lora": "emoreg.training.adapters",
     "watch": "emoreg.training.watch",
+    "weighted_adapters": "emoreg.training.adapters",
 }
 _MODULES = {"demo": "emoreg.demo", "presets": "emoreg.losses.presets"}
 

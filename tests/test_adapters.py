@@ -1,6 +1,9 @@
 """Adapters taken from a folder: that they fit, and that they change something."""
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +11,13 @@ import numpy as np
 import pytest
 import seam_cases as cases
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import emoreg
 from emoreg.demo import load_any
-from emoreg.training.adapters import subspace_lora, with_adapter
+from emoreg.training.adapters import subspace_lora, weighted_adapters, with_adapter
 from emoreg.training.reference import Reference
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -86,3 +89,95 @@ def test_a_merged_model_reads_as_its_adapter_does(
     near: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
     np.testing.assert_allclose(values(merged), with_it, **near)
     assert not np.allclose(values(model()), with_it, **near)  # control
+
+
+# ------------------------------------------------------------------ weighted sums
+
+IDS = torch.arange(5, 29).reshape(2, 12)
+
+
+@pytest.fixture
+def trained(model: Callable[[], PreTrainedModel], tmp_path: Path) -> dict[str, Path]:
+    """Two adapters of different ranks, each far from nothing."""
+    folders = {}
+    for seed, (name, rank) in enumerate((("task", 4), ("affect", 2))):
+        torch.manual_seed(seed)
+        tuned: Any = get_peft_model(model(), replace(cases.adapter(), r=rank))
+        with torch.no_grad():
+            for key, weight in tuned.named_parameters():
+                if "lora_B" in key:
+                    weight.normal_(std=0.2)
+        tuned.save_pretrained(tmp_path / name)
+        folders[name] = tmp_path / name
+    return folders
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def by_hand(base: PreTrainedModel, parts: dict[Path, float]) -> PreTrainedModel:
+    """The base with `w s B A` added to its weights, from the files alone."""
+    weights = dict(base.named_parameters())
+    for folder, factor in parts.items():
+        held = load_file(folder / "adapter_model.safetensors")
+        config = json.loads((folder / "adapter_config.json").read_text())
+        scale = factor * config["lora_alpha"] / config["r"]
+        for key, a in held.items():
+            if "lora_A" in key:
+                b = held[key.replace("lora_A", "lora_B")]
+                name = key.removeprefix("base_model.model.").replace(".lora_A", "")
+                with torch.no_grad():
+                    weights[name] += scale * (b @ a)
+    return base
+
+
+@pytest.mark.parametrize("factors", [(1.0, 1.0), (1.0, -0.5), (0.3, 2.0)])
+def test_a_weighted_sum_is_that_of_the_weights(
+    model: Callable[[], PreTrainedModel],
+    trained: dict[str, Path],
+    factors: tuple[float, float],
+) -> None:
+    parts = dict(zip(trained.values(), factors, strict=True))
+    found = logits(weighted_adapters(model(), parts))
+    torch.testing.assert_close(
+        found, logits(by_hand(model(), parts)), rtol=1e-3, atol=1e-4
+    )
+    # Controls: it is neither the base nor one of them.
+    for other in (model(), with_adapter(model(), trained["task"])):
+        assert not torch.allclose(found, logits(other), atol=1e-2)
+
+
+def test_one_weight_scales_and_its_negative_takes_back(
+    model: Callable[[], PreTrainedModel], trained: dict[str, Path], tmp_path: Path
+) -> None:
+    alone = weighted_adapters(model(), {trained["task"]: 1.0})
+    worn = with_adapter(model(), trained["task"])
+    torch.testing.assert_close(logits(alone), logits(worn), rtol=1e-3, atol=1e-4)
+    copy = tmp_path / "copy"
+    shutil.copytree(trained["task"], copy)
+    gone = weighted_adapters(model(), {trained["task"]: 1.0, copy: -1.0})
+    torch.testing.assert_close(logits(gone), logits(model()), rtol=1e-3, atol=1e-4)
+
+
+def test_a_sum_is_saved_and_loaded_with_plain_peft(
+    model: Callable[[], PreTrainedModel], trained: dict[str, Path], tmp_path: Path
+) -> None:
+    made: Any = weighted_adapters(model(), dict.fromkeys(trained.values(), 0.7))
+    made.save_pretrained(tmp_path / "sum")
+    (folder,) = {p.parent for p in (tmp_path / "sum").rglob("adapter_config.json")}
+    again: Any = PeftModel.from_pretrained(model(), str(folder)).eval()
+    torch.testing.assert_close(logits(again), logits(made), rtol=1e-4, atol=1e-5)
+    assert list(made.peft_config) == ["weighted"]
+
+
+def test_sums_that_can_not_be_are_refused(
+    model: Callable[[], PreTrainedModel], trained: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="at least one adapter"):
+        weighted_adapters(model(), {})
+    with pytest.raises(ValueError, match="finite weight"):
+        weighted_adapters(model(), {trained["task"]: float("nan")})
+    with pytest.raises(ValueError, match=r"adapter_config\.json"):
+        weighted_adapters(model(), {trained["task"]: 1.0, tmp_path / "none": 1.0})

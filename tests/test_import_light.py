@@ -69,6 +69,7 @@ PUBLIC = {
     "validate",
     "subspace_lora",
     "watch",
+    "weighted_adapters",
 }
 MODULES = {"demo", "presets"}
 

@@ -1,6 +1,7 @@
 """LoRA adapters placed relative to the layers that are read."""
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 _log = logging.getLogger(__name__)
+
+WEIGHTED = "weighted"
+"""What peft calls a sum of adapters."""
 
 
 def lora_config(
@@ -144,28 +148,44 @@ def _loss_axes(
     return axes[: min(r, rank)].T.float()
 
 
-def with_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
+def with_adapter(
+    model: nn.Module, folder: str | Path, *, name: str = "default"
+) -> nn.Module:
     """Return `model` with the peft adapter in `folder`, in eval mode.
 
     One that changes nothing, as before its first step, is warned of: what is measured
-    with it is the model without.
+    with it is the model without. `name` is what peft calls it.
 
     Raises:
         ValueError: If there is no adapter in it, or one of another model: peft would
             load what fits, and leave the rest as it was made.
     """
-    from peft import PeftModel, get_peft_model_state_dict
-    from peft.utils.save_and_load import load_peft_weights
+    from peft import PeftModel
 
+    _check_folder(folder)
+    base: Any = model
+    tuned: Any = PeftModel.from_pretrained(base, folder, adapter_name=name)
+    _check_loaded(tuned, folder, name)
+    return tuned.eval()
+
+
+def _check_folder(folder: str | Path) -> None:
     if not Path(folder, "adapter_config.json").is_file():
         raise ValueError(
             f"`adapter` must be a folder with an adapter_config.json; {str(folder)!r} "
             "has none. Pass the output folder of a training run with peft"
         )
-    base: Any = model
-    tuned: Any = PeftModel.from_pretrained(base, folder)
+
+
+def _check_loaded(tuned: Any, folder: str | Path, name: str) -> None:
+    """Refuse an adapter that peft loaded in part; warn of one that changes nothing."""
+    from peft import get_peft_model_state_dict
+    from peft.utils.save_and_load import load_peft_weights
+
     written = load_peft_weights(str(folder), device="cpu")
-    held = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    held = get_peft_model_state_dict(
+        tuned, adapter_name=name, save_embedding_layers=False
+    )
     _check_whole(folder, set(written), set(held))
     if not _changes_something(written):
         _log.warning(
@@ -173,7 +193,6 @@ def with_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
             "figures will be those of the model without it. Was it trained?",
             folder,
         )
-    return tuned.eval()
 
 
 def _check_whole(folder: str | Path, written: set[str], held: set[str]) -> None:
@@ -195,3 +214,45 @@ def _changes_something(weights: Mapping[str, Tensor]) -> bool:
     pairs = [(a, b) for a, b in pairs if a != b and b in weights]
     both = (bool(weights[a].any() and weights[b].any()) for a, b in pairs)
     return not pairs or any(both)
+
+
+def weighted_adapters(model: nn.Module, parts: Mapping[str | Path, float]) -> nn.Module:
+    """Return `model` with one adapter that is a weighted sum of saved ones.
+
+    `dW = sum_i w_i dW_i`, exactly: peft puts the factors side by side, so that ranks
+    add up. A negative weight takes a trained change back, one below 1 weakens it (task
+    arithmetic, https://arxiv.org/abs/2212.04089). What comes of it is one LoRA, saved
+    and loaded with plain peft; readings have to be measured anew.
+
+    Args:
+        model: The model that all of them were trained on, without an adapter.
+        parts: Weight by adapter's folder.
+
+    Raises:
+        ValueError: If there is none, a weight is not finite, or an adapter is missing
+            or of another model.
+    """
+    if not parts or not all(math.isfinite(weight) for weight in parts.values()):
+        raise ValueError(
+            "`parts` must name at least one adapter's folder with a finite weight, "
+            f"found {dict(parts)}. Give each a number"
+        )
+    names = {folder: f"part-{place}" for place, folder in enumerate(parts)}
+    tuned: Any = model
+    for folder, name in names.items():
+        if tuned is model:
+            tuned = with_adapter(model, folder, name=name)
+        else:
+            _check_folder(folder)
+            tuned.load_adapter(str(folder), adapter_name=name)
+            _check_loaded(tuned, folder, name)
+    tuned.add_weighted_adapter(
+        list(names.values()),
+        [float(weight) for weight in parts.values()],
+        WEIGHTED,
+        combination_type="cat",
+    )
+    tuned.set_adapter(WEIGHTED)
+    for name in names.values():
+        tuned.delete_adapter(name)
+    return tuned.eval()
