@@ -67,7 +67,7 @@ class Plan:
         dialogue = _DIALOGUE_TOKENS[self.rounds]
         calibration = 128 / self.calibrate_every * dialogue
         tested = 128 / self.test_every * dialogue + _STAKES_TOKENS * self.stakes
-        guards = 1_500 * (self.guard_limit or 48)
+        guards = 2_500 * (self.guard_limit or 48)
         row = _DIALOGUE_TOKENS[self.train_rounds]
         trained = 2 * self.steps * row * _TRAINED_TOKEN
         # With terms, every fourth step four stories and every fourth two texts.
