@@ -163,8 +163,10 @@ def judge(arm: str, seed: int, out: Path) -> None:
     base, folder = out / "base", out / f"{arm}-{seed}"
     files = {"before": base / "before.parquet", "after": folder / "table.parquet"}
     for name, other in (("control", CONTROL), ("placebo", PLACEBO)):
-        if other != arm:
-            files[name] = out / f"{other}-{seed}" / "table.parquet"
+        path = out / f"{other}-{seed}" / "table.parquet"
+        # Without a placebo its check is not run; without a control no audit is.
+        if other != arm and (other == CONTROL or path.is_file()):
+            files[name] = path
     persisted = out / f"{PERSISTED}-{seed}" / "table.parquet"
     if ARMS[PERSISTED].persists == arm and persisted.is_file():
         files[PERSISTED] = persisted
