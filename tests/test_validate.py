@@ -231,6 +231,7 @@ def flat(content: Any, place: str = "") -> dict[str, Any]:
     return {place: value for part in found for place, value in part.items()}
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_page_and_marks_the_vectors(
     folder: Path, capsys: pytest.CaptureFixture[str], blocks_run: list[int]
 ) -> None:
