@@ -216,7 +216,9 @@ def _changes_something(weights: Mapping[str, Tensor]) -> bool:
     return not pairs or any(both)
 
 
-def weighted_adapters(model: nn.Module, parts: Mapping[str | Path, float]) -> nn.Module:
+def weighted_adapters(
+    model: nn.Module, parts: Mapping[str, float] | Mapping[Path, float]
+) -> nn.Module:
     """Return `model` with one adapter that is a weighted sum of saved ones.
 
     `dW = sum_i w_i dW_i`, exactly: peft puts the factors side by side, so that ranks

@@ -82,7 +82,7 @@ def report_to_wandb(
     """Send a report to a W&B run: numbers into its summary, a table and the page."""
     import wandb
 
-    columns = list(rows[0]) if rows else []
+    columns: list[Any] = list(rows[0]) if rows else []
     cells: list[Any] = [list(row.values()) for row in rows]
     run.log(
         {
