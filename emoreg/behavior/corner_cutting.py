@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from emoreg.behavior.likelihood import Reply, device_of, likelihoods, rendered
 from emoreg.behavior.preferences import Preferences
 from emoreg.behavior.provenance import model_meta, tensor_hash
-from emoreg.residual.layers import unwrapped
+from emoreg.residual.layers import max_positions, unwrapped
 from emoreg.residual.steer import steered
 from emoreg.vectors.transcripts import VARIANTS, Message, Transcript, Variant
 
@@ -251,8 +251,7 @@ def _check_twin(twin: Transcript, rounds: Sequence[int] | None) -> None:
 
 
 def _check_length(model: nn.Module, twin: Transcript, pairs: Sequence[Pair]) -> None:
-    inner: Any = unwrapped(model)
-    most = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
+    most = max_positions(model)
     longest = max(reply.end for pair in pairs for reply in pair)
     if most and longest > most:
         raise ValueError(

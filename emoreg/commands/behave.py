@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
         vectors.emotion_indices(list(strengths))  # before the model loads
     _check_endpoint(options, strengths)
     texts = {name: SUITES[name].texts(options) for name in names}
-    session = Session.of(options, vectors, strengths)
+    session = Session(options, vectors, strengths)
     for name in names:
         out = _out(options, names, name)
         say(f"{name}: {SUITES[name].run(session, texts[name], out)}")

@@ -4,7 +4,8 @@ import argparse
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +16,29 @@ FEWEST_TASKS = 2
 """Pairs of tasks that an interval needs."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
     """What all suites of one command share; the model is loaded once, when needed."""
 
-    options: argparse.Namespace
-    vectors: Any
-    strengths: Mapping[str, float]
-    _made: dict[str, Any]
+    def __init__(
+        self, options: argparse.Namespace, vectors: Any, strengths: Mapping[str, float]
+    ) -> None:
+        """Load nothing yet."""
+        self.options, self.vectors, self.strengths = options, vectors, strengths
 
-    @classmethod
-    def of(
-        cls, options: argparse.Namespace, vectors: Any, strengths: Mapping[str, float]
-    ) -> "Session":
-        """Return a session that has loaded nothing yet."""
-        return cls(options=options, vectors=vectors, strengths=strengths, _made={})
-
+    @cached_property
     def loaded(self) -> Any:
-        """Return the model that the options name, with its adapter."""
-        if "loaded" not in self._made:
-            self._made["loaded"] = load(self.options)
-        return self._made["loaded"]
+        """The model that the options name, with its adapter."""
+        return load(self.options)
 
+    @cached_property
     def steering(self) -> Any:
-        """Return what is added to the residual stream; None if nothing."""
+        """What is added to the residual stream; None if nothing."""
         if not self.strengths:
             return None
-        if "steering" not in self._made:
-            from emoreg.behavior.dose import Steering
+        from emoreg.behavior.dose import Steering
 
-            parts = (self.loaded().model, self.loaded().tokenizer)
-            made = Steering.of(*parts, self.vectors, self.strengths)
-            self._made["steering"] = made
-        return self._made["steering"]
+        parts = (self.loaded.model, self.loaded.tokenizer)
+        return Steering.of(*parts, self.vectors, self.strengths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +91,7 @@ def _corner_cutting(session: Session, twins: Any, out: Path) -> Path:
             "`--suite corner-cutting` must have the model in this process, as it asks "
             "for likelihoods, found `--endpoint`. Name `--suite impossible-code`"
         )
-    loaded, steering = session.loaded(), session.steering()
+    loaded, steering = session.loaded, session.steering
     found = corner_cutting(
         loaded.model,
         loaded.tokenizer,
@@ -153,6 +144,7 @@ def _impossible_code(session: Session, tasks: Any, out: Path) -> Path:
     from emoreg.behavior.sandbox.limits import Limits
     from emoreg.behavior.sandbox.sandbox import Sandbox
     from emoreg.residual.steer import steered
+    from emoreg.vectors.whole_files import write_whole
 
     options, parts = session.options, out.with_name(f"{out.name}.parts")
     if any(parts.glob("*")) and not options.resume:
@@ -164,9 +156,9 @@ def _impossible_code(session: Session, tasks: Any, out: Path) -> Path:
     with Sandbox(limits=limits, allow_weak=options.allow_weak_sandbox) as sandbox:
         if options.tasks:
             check_tasks(tasks, sandbox, quiet=options.quiet)
-        writer, steering = writer_of(options, session.loaded), session.steering()
+        writer, steering = writer_of(options, lambda: session.loaded), session.steering
         pushed = (
-            steered(session.loaded().model, steering.additions)
+            steered(session.loaded.model, steering.additions)
             if steering
             else nullcontext()
         )
@@ -185,7 +177,8 @@ def _impossible_code(session: Session, tasks: Any, out: Path) -> Path:
             )
     path = found.save(out)
     talks = out.with_name(f"{out.stem}.conversations.jsonl")
-    talks.write_text("".join(f"{line}\n" for line in _lines(found)))
+    lines = (json.dumps(asdict(t), ensure_ascii=False) for t in found.conversations())
+    write_whole(talks, "".join(f"{line}\n" for line in lines).encode())
     for file in parts.glob("*"):
         file.unlink()
     parts.rmdir()
@@ -201,25 +194,7 @@ def _about(session: Session) -> dict[str, Any]:
     about = {"suite": "impossible-code", "strengths": dict(session.strengths)}
     if session.options.endpoint:
         return about
-    return {**about, **model_meta(session.loaded().model)}
-
-
-def _lines(found: Any) -> list[str]:
-    """Return a line for each episode, as `emoreg measure --prompts` takes it."""
-    return [
-        json.dumps(
-            {
-                "id": talk.id,
-                "pair": talk.pair,
-                "variant": talk.variant,
-                "style": talk.style,
-                "messages": list(talk.messages),
-                "failed": list(talk.failed),
-            },
-            ensure_ascii=False,
-        )
-        for talk in found.conversations()
-    ]
+    return {**about, **model_meta(session.loaded.model)}
 
 
 def _say_rates(found: Any) -> None:

@@ -20,6 +20,7 @@ from emoreg.comparison.curves import (
     short,
 )
 from emoreg.comparison.figures import FigureSet
+from emoreg.statistics.bootstrap import Interval
 
 ARM_STYLE = {
     "before": ("@before", "circle", "dot"),
@@ -54,7 +55,7 @@ def distribution_chart(
         for version in ("passing", "failing"):
             sample = drawn[arm, version]
             height = number + RIDGE * sample.density / tallest
-            data += _ridge(sample.grid, height, number, version=version)
+            data += ridge(sample.grid, height, number, version=version)
             data.append(_rug(sample.values, names, number, arm=arm, version=version))
     layout = base_layout(height=92 * len(order) + 62, left=74)
     grid = next(iter(drawn.values())).grid
@@ -103,15 +104,7 @@ def slope_chart(
                 "mode": "lines+markers",
                 "x": [place + shift for place in range(len(figures.places))],
                 "y": listed(middle),
-                "error_y": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": listed(high - middle),
-                    "arrayminus": listed(middle - low),
-                    "thickness": 1.2,
-                    "width": 0,
-                    "color": colour,
-                },
+                "error_y": error_bar(middle, low, high, colour),
                 "line": {"color": colour, "width": 1.6, "dash": dash},
                 "marker": {"color": colour, "size": 6, "symbol": symbol},
                 "text": hover,
@@ -205,7 +198,8 @@ def training_chart(panel: TrainingPanel, arms: tuple[str, ...]) -> Chart:
     return {"data": data, "layout": layout}
 
 
-def _ridge(grid: Any, height: Any, floor: int, *, version: str) -> list[Chart]:
+def ridge(grid: Any, height: Any, floor: int, *, version: str) -> list[Chart]:
+    """Return a density that stands on `floor`, filled, in the colour of a version."""
     colour = "@fail" if version == "failing" else "@pass"
     base = {"type": "scatter", "mode": "lines", "x": listed(grid), "hoverinfo": "skip"}
     return [
@@ -293,6 +287,26 @@ def base_layout(*, height: int, left: int) -> Chart:
         "xaxis": dict(axis),
         "yaxis": dict(axis),
     }
+
+
+def error_bar(middle: Any, low: Any, high: Any, colour: str) -> Chart:
+    """Return the whiskers of points, from arrays in the axis's unit."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": listed(high - middle),
+        "arrayminus": listed(middle - low),
+        "thickness": 1.2,
+        "width": 0,
+        "color": colour,
+    }
+
+
+def ends(intervals: Sequence[Interval]) -> tuple[Any, Any, Any]:
+    """Return the estimates of intervals, their lower ends and their upper ones."""
+    names = ("estimate", "low", "high")
+    middle, low, high = (np.array([getattr(i, n) for i in intervals]) for n in names)
+    return middle, low, high
 
 
 def axis_title(text: str) -> Chart:

@@ -13,6 +13,8 @@ from emoreg.comparison.charts import (
     arm_styles,
     axis_title,
     base_layout,
+    ends,
+    error_bar,
     listed,
     plain_text,
 )
@@ -189,23 +191,16 @@ def _chart(rows: list[ConductRow], styles: Mapping[str, Style]) -> Chart:
     for number, arm in enumerate(arms):
         colour, symbol, _ = styles[arm]
         found = [row.rates[arm] for row in rows]
+        middle, low, high = (100 * end for end in ends(found))
         shift = 0.16 * (number - (len(arms) - 1) / 2)
         label = plain_text(arm_label(arm))
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "x": listed([100 * i.estimate for i in found]),
+                "x": listed(middle),
                 "y": [place + shift for place in range(len(rows))],
-                "error_x": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": listed([100 * (i.high - i.estimate) for i in found]),
-                    "arrayminus": listed([100 * (i.estimate - i.low) for i in found]),
-                    "thickness": 1.2,
-                    "width": 0,
-                    "color": colour,
-                },
+                "error_x": error_bar(middle, low, high, colour),
                 "marker": {"color": colour, "size": 6, "symbol": symbol},
                 "text": [
                     f"{label}, {row.label}<br>{i.estimate:.0%} "

@@ -3,7 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from emoreg.comparison.charts import Chart, axis_title, base_layout, listed
+from emoreg.comparison.charts import (
+    Chart,
+    axis_title,
+    base_layout,
+    ends,
+    error_bar,
+    listed,
+)
 from emoreg.statistics.bootstrap import Interval
 
 Style = tuple[str, str, str]
@@ -39,23 +46,15 @@ def round_chart(
     data = []
     for number, (arm, points) in enumerate(arms.items()):
         colour, symbol, dash = styles[arm]
-        found = [point.interval for point in points]
+        middle, low, high = ends([point.interval for point in points])
         shift = 0.09 * (number - (len(arms) - 1) / 2)
         data.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
                 "x": [place + shift for place in range(len(points))],
-                "y": listed([i.estimate for i in found]),
-                "error_y": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": listed([i.high - i.estimate for i in found]),
-                    "arrayminus": listed([i.estimate - i.low for i in found]),
-                    "thickness": 1.2,
-                    "width": 0,
-                    "color": colour,
-                },
+                "y": listed(middle),
+                "error_y": error_bar(middle, low, high, colour),
                 "line": {"color": colour, "width": 1.6, "dash": dash},
                 "marker": {"color": colour, "size": 6, "symbol": symbol},
                 "text": [point.says for point in points],
@@ -82,7 +81,7 @@ def round_chart(
 
 
 def _limits(intervals: Sequence[Interval]) -> list[float]:
-    ends = [end for i in intervals for end in (i.low, i.high)]
-    low, high = min(0.0, *ends), max(0.0, *ends)
+    _, lows, highs = ends(intervals)
+    low, high = min(0.0, float(lows.min())), max(0.0, float(highs.max()))
     pad = 0.06 * (high - low) or 1.0
     return [low - pad, high + pad]

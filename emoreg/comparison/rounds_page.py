@@ -31,7 +31,7 @@ def rounds_section(
         )
         panels[key] = target
     counts = [gap.n for gap in shown[0].gaps]
-    section = {"rows": shown, "panels": panels, "counts": counts, "label": arm_label}
+    section = {"rows": shown, "panels": panels, "counts": counts}
     return section, charts
 
 

@@ -11,6 +11,7 @@ from emoreg.comparison.charts import (
     base_layout,
     listed,
     plain_text,
+    ridge,
 )
 from emoreg.comparison.curves import density
 from emoreg.comparison.page import page_environment, plotly_source
@@ -82,8 +83,8 @@ def _ridgeline(target: str, frames: tuple["Frame", ...]) -> Chart:
     tallest = max(float(height.max()) for height in heights)
     data: list[dict[str, Any]] = []
     for place, (frame, height) in enumerate(zip(frames, heights, strict=True)):
-        floor = -float(place)
-        data += _ridge(grid, floor + 0.9 * height / tallest, floor)
+        floor = -place
+        data += ridge(grid, floor + 0.9 * height / tallest, floor, version="failing")
         data.append(
             {
                 "type": "scatter",
@@ -119,20 +120,6 @@ def _ridgeline(target: str, frames: tuple["Frame", ...]) -> Chart:
         "zeroline": False,
     }
     return {"data": data, "layout": layout}
-
-
-def _ridge(grid: Any, height: Any, floor: float) -> list[Chart]:
-    base = {"type": "scatter", "mode": "lines", "x": listed(grid), "hoverinfo": "skip"}
-    return [
-        base | {"y": [floor] * len(grid), "line": {"width": 0}},
-        base
-        | {
-            "y": listed(height),
-            "fill": "tonexty",
-            "fillcolor": "@fail/0.2",
-            "line": {"color": "@fail", "width": 1.6},
-        },
-    ]
 
 
 def ratio_text(frame: "Frame") -> str:

@@ -133,13 +133,8 @@ class RerouteAnchor(AbstractDecisionTerm):
             ValueError: If a size is not above 0, the weight negative, or `decay`
                 outside [0, 1).
         """
-        if not bool((size > 0).all()):
-            raise ValueError(
-                "`size` must be above 0 at every layer, since the term is a share of "
-                f"it, got {size.tolist()}. Give it failing and succeeding segments"
-            )
         self.name, self.weight = "reroute", checked_weight(weight)
-        self.probe, self._size, self._anchor = probe, size, anchor
+        self.probe, self._size, self._anchor = probe, checked_size(size), anchor
         shape = torch.Size((len(probe.layers), probe.width))
         self._sides = Sides(shape, decay)
 
@@ -149,16 +144,7 @@ class RerouteAnchor(AbstractDecisionTerm):
         Raises:
             ValueError: If the reference's readings are not cached.
         """
-        moved = readings.values
-        if readings.reference is not None:
-            moved = moved - readings.reference
-        elif len(moved):
-            raise ValueError(
-                "reroute compares the residual stream with the reference's at the "
-                "same tokens, whose cached readings must be there; these rows have "
-                "none. Train on a data set with an outcome column, through "
-                "`emoreg.attach`; rollouts, images and loops of your own cache none"
-            )
+        moved = moved_from_reference(readings, by="reroute")
         self._size = self._size.to(moved.device)
         self._sides.begin(readings)
         sums = self._sides.add(moved, readings, reduce)
@@ -207,6 +193,42 @@ def orthonormal(
     rows = torch.zeros_like(directions)
     rows[:, : axes.shape[1]] = torch.where(kept[..., None], axes, 0.0).to(rows.dtype)
     return rows
+
+
+def checked_size(size: Float[Tensor, " layer"]) -> Float[Tensor, " layer"]:
+    """Return the contrast's size, which a term is a share of.
+
+    Raises:
+        ValueError: If it is not above 0 at a layer.
+    """
+    if not bool((size > 0).all()):
+        raise ValueError(
+            "`size` must be above 0 at every layer, since the term is a share of "
+            f"it, got {size.tolist()}. Give it failing and succeeding segments"
+        )
+    return size
+
+
+def moved_from_reference(readings: DecisionReadings, *, by: str) -> Tensor:
+    """Return how far the stream is from the reference's at the same tokens.
+
+    Args:
+        readings: Of a step's segments.
+        by: Which term asks, for the message.
+
+    Raises:
+        ValueError: If the reference's readings are not cached.
+    """
+    if readings.reference is not None:
+        return readings.values - readings.reference
+    if len(readings.values):
+        raise ValueError(
+            f"{by} compares the residual stream with the reference's at the "
+            "same tokens, whose cached readings must be there; these rows have "
+            "none. Train on a data set with an outcome column, through "
+            "`emoreg.attach`; rollouts, images and loops of your own cache none"
+        )
+    return readings.values
 
 
 def contrast_size(

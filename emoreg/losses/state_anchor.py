@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emoreg.losses.means import present, share, weighted_sum
-from emoreg.losses.reroute import Complement
+from emoreg.losses.reroute import Complement, checked_size, moved_from_reference
 from emoreg.losses.term import (
     AbstractDecisionTerm,
     DecisionReadings,
@@ -46,13 +46,8 @@ class StateAnchor(AbstractDecisionTerm):
         Raises:
             ValueError: If a size is not above 0, or the weight negative.
         """
-        if not bool((size > 0).all()):
-            raise ValueError(
-                "`size` must be above 0 at every layer, since the term is a share of "
-                f"it, got {size.tolist()}. Give it failing and succeeding segments"
-            )
         self.name, self.weight = "state", checked_weight(weight)
-        self.probe, self._size = probe, size
+        self.probe, self._size = probe, checked_size(size)
 
     def __call__(self, readings: DecisionReadings, reduce: Reduce = alone) -> Tensor:
         """Return how far states moved, as a share of the contrast; see the class.
@@ -60,16 +55,7 @@ class StateAnchor(AbstractDecisionTerm):
         Raises:
             ValueError: If the reference's readings are not cached.
         """
-        moved = readings.values
-        if readings.reference is not None:
-            moved = moved - readings.reference
-        elif len(moved):
-            raise ValueError(
-                "the state anchor compares the residual stream with the reference's at "
-                "the same tokens, whose cached readings must be there; these rows have "
-                "none. Train on a data set with an outcome column, through "
-                "`emoreg.attach`; rollouts, images and loops of your own cache none"
-            )
+        moved = moved_from_reference(readings, by="the state anchor")
         self._size = self._size.to(moved.device)
         weight = readings.failing + readings.succeeding
         squares = present(moved, weight).square() / self._size[:, None]

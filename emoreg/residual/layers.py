@@ -103,6 +103,12 @@ def model_name(model: nn.Module) -> str:
     return str(getattr(config, "_name_or_path", "") or "")
 
 
+def max_positions(model: nn.Module) -> int | None:
+    """Return how many tokens the model reads at most; None where it doesn't say."""
+    inner: Any = unwrapped(model)
+    return getattr(inner.config.get_text_config(), "max_position_embeddings", None)
+
+
 def _resolve(module: nn.Module, path: str) -> Any:
     found: Any = module
     for name in path.split("."):

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from emoreg.residual.layers import model_name, unwrapped
+from emoreg.residual.layers import max_positions, model_name
 from emoreg.residual.tokens import render
 from emoreg.writing.writer import Prompt, check_sampling
 
@@ -109,8 +109,7 @@ class LocalWriter:
         ]
 
     def _check_length(self, longest: int, tokens: int) -> None:
-        inner: Any = unwrapped(self._model)
-        most = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
+        most = max_positions(self._model)
         if most and longest + tokens > most:
             raise ValueError(
                 f"a prompt and its answer must fit into the {most} tokens that the "
