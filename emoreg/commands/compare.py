@@ -12,7 +12,7 @@ from emoreg.commands.measuring import (
 )
 from emoreg.commands.shared import named_files, say
 
-SUMMARY = "Compare tables of readings, a model with its adapter, or its checkpoints."
+SUMMARY = "Compare tables, a model with its adapter, its checkpoints, or many runs."
 EXAMPLE = (
     "emoreg compare before.parquet after.parquet --arm control=control.parquet "
     "--out report/"
@@ -23,6 +23,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     command.add_argument("before", type=Path, nargs="?", help="A table.")
     command.add_argument("after", type=Path, nargs="?", help="A table.")
+    command.add_argument(
+        "--runs",
+        type=Path,
+        metavar="FOLDER",
+        help="In place of tables: one page of all reports and audits below a folder.",
+    )
     measuring_options(command)
     command.add_argument(
         "--arm",
@@ -65,6 +71,9 @@ def run(options: argparse.Namespace) -> None:
     from emoreg.comparison.compare import compare
     from emoreg.comparison.readings import Readings
 
+    if options.runs:
+        _say_runs(options)
+        return
     check_asked(options)
     gate = Readings.load(options.gate) if options.gate else None
     if options.checkpoints:
@@ -84,6 +93,22 @@ def run(options: argparse.Namespace) -> None:
         from emoreg.comparison.card import into_card
 
         say(f"The card: {into_card(comparison, options.card)}")
+
+
+def _say_runs(options: argparse.Namespace) -> None:
+    from emoreg.comparison.runs import read_runs
+
+    given = (options.before, options.adapter, options.checkpoints)
+    if any(part is not None for part in given):
+        raise ValueError(
+            "`--runs` must stand without tables, `--adapter` and `--checkpoints`: it "
+            "reads reports that are there. Leave one of them out"
+        )
+    found = read_runs(options.runs)
+    page = found.save(options.out)
+    for path, why in found.skipped.items():
+        say(f"Not read: {path}, {why}")
+    say(f"{len(found.runs)} reports: {page}")
 
 
 def _behavior(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
