@@ -13,8 +13,11 @@ from emoreg.comparison.changes import Changes, changes_of
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.conduct import checked_conduct
 from emoreg.comparison.figures import FigureSet, Levels, figure_set
+from emoreg.comparison.moves import moves_on
+from emoreg.comparison.plane import Plane
 from emoreg.comparison.readings import Readings
 from emoreg.comparison.rounds import RoundTrend, round_gaps, round_trends
+from emoreg.comparison.tokens import kept_in_both
 from emoreg.comparison.verdict import Question, judge
 from emoreg.statistics.bootstrap import Intervals
 from emoreg.statistics.effects import bootstrap_cliffs_delta
@@ -85,6 +88,8 @@ def compare(
         tables, aligned, seed=seed, n_resamples=n_resamples, training=training, run=run
     )
     more = {"changes": _paired(found), "rounds": _by_round(found, tables, aligned)}
+    more |= _on_plane(found, aligned)
+    more["transcripts"] = kept_in_both(before.meta, after.meta)
     return replace(found, behavior=own, conduct=played, **more)
 
 
@@ -167,6 +172,25 @@ def _by_round(
     settings = found.settings
     how = {name: settings[name] for name in ("seed", "n_resamples")}
     return round_trends(gaps, **how)
+
+
+def _on_plane(found: Comparison, aligned: Aligned) -> dict[str, Any]:
+    """Return the emotions' plane and the moves on it, where the tables have one."""
+    described = found.meta["before"].get("plane")
+    plane = Plane.restored(described) if described else None
+    there = plane is not None and plane.reader in found.decision.readers
+    if plane is None or not there or plane.layer not in found.layers:
+        return {}
+    moves = moves_on(
+        plane,
+        aligned.levels,
+        aligned.units,
+        readers=found.decision.readers,
+        layers=found.layers,
+        n_resamples=found.settings["n_resamples"],
+        seed=found.settings["seed"],
+    )
+    return {"plane": plane, "moves": moves}
 
 
 def _paired(found: Comparison) -> tuple[Changes, ...]:

@@ -1,7 +1,7 @@
 """What a comparison found: figures, checks, verdict, and where it writes them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -9,7 +9,10 @@ from emoreg.behavior.impossible.episode_table import Episodes
 from emoreg.behavior.preferences import Preferences
 from emoreg.comparison.changes import Changes
 from emoreg.comparison.figures import FigureSet, Levels
+from emoreg.comparison.moves import Move
+from emoreg.comparison.plane import Plane
 from emoreg.comparison.rounds import RoundTrend
+from emoreg.comparison.tokens import TokenReadings
 from emoreg.comparison.verdict import Check, Judgement
 from emoreg.statistics.bootstrap import Intervals
 
@@ -66,6 +69,12 @@ class Comparison:
     """Headline targets by number of failed attempts, of every arm."""
     changes: tuple[Changes, ...] = ()
     """After against before, then against control; empty for fewer than 3 prompts."""
+    plane: Plane | None = None
+    """The emotions' plane; None where the table of before has none."""
+    moves: tuple[Move, ...] = ()
+    """How far every arm's states moved on it."""
+    transcripts: tuple[tuple[TokenReadings, TokenReadings], ...] = ()
+    """Transcripts token by token, before and after; those that both tables kept."""
 
     @property
     def verdict(self) -> str:
@@ -114,7 +123,9 @@ class Comparison:
         from emoreg.comparison.report import render
         from emoreg.training.watching.trackers import report_to_wandb
 
-        report_to_wandb(run, summary(self), primary_rows(self), page=render(self))
+        # No text of any row leaves the machine unasked.
+        page = render(replace(self, transcripts=()))
+        report_to_wandb(run, summary(self), primary_rows(self), page=page)
 
     def to_trackio(self, run: Any) -> None:
         """Send the main figures, as numbers and a table, to a Trackio run."""

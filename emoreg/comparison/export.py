@@ -15,6 +15,7 @@ from emoreg.comparison.changes import changes_document
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.conduct import conduct_document
 from emoreg.comparison.figures import FigureSet
+from emoreg.comparison.moves import plane_document
 from emoreg.comparison.rails import rails_document
 from emoreg.comparison.rounds import rounds_document
 from emoreg.statistics.bootstrap import Intervals
@@ -22,6 +23,7 @@ from emoreg.vectors.whole_files import write_whole
 
 SCHEMA = "emoreg.report/1"
 _INTERVALS = ("slope", "change", "ratio", "after_minus")
+_ELSEWHERE = ("units", "guards", "plane", "transcripts")
 _POINTS = ("d_z", "cliffs_delta", "fail_level", "pass_level")
 
 
@@ -87,14 +89,15 @@ def document(comparison: Comparison) -> dict[str, Any]:
             "assistant_summary": _arrays(comparison.assistant_summary),
         },
         # The units are [reader][layer][emotion] each and stand in the readings file;
-        # so do the guards' single values, whose figures are "rails".
+        # so do the guards' single values, whose figures are "rails", and transcripts.
         "meta": {
-            arm: plain({k: v for k, v in meta.items() if k not in ("units", "guards")})
+            arm: plain({k: v for k, v in meta.items() if k not in _ELSEWHERE})
             for arm, meta in comparison.meta.items()
         },
         "rails": plain(rails_document(comparison.meta)),
         "rounds": plain(rounds_document(comparison.rounds)),
         "changes": changes_document(comparison.changes),
+        "plane": plane_document(comparison.plane, comparison.moves),
         "behavior": plain(behavior_document(comparison.behavior)),
         "conduct": plain(conduct_document(comparison.conduct)),
         "training": plain(comparison.training),

@@ -12,7 +12,9 @@ import pyarrow as pa
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from emoreg.comparison.plane import plane_of
 from emoreg.comparison.readings import SEGMENT_SCHEMA, Readings
+from emoreg.comparison.tokens import chosen, read_tokens
 from emoreg.losses.presets import check_same_vectors
 from emoreg.residual.layers import LayerPlan, model_name, num_layers
 from emoreg.training.reference import Reference, as_conversations
@@ -30,6 +32,7 @@ def measure(
     reference: Reference | None = None,
     arm: str = "",
     guards: dict[str, Any] | None = None,
+    texts: int = 4,
     budget: int | None = None,
     quiet: bool = False,
 ) -> Readings:
@@ -48,6 +51,9 @@ def measure(
         reference: Gives the table its units, so that thresholds are one everywhere.
         arm: Name of the model in comparisons.
         guards: Guard rails measured beside (`emoreg.comparison.guards`).
+        texts: How many transcripts are kept with their text and the reading of every
+            token, for the report's page: the first failing one of each style, so many
+            styles. 0 keeps none, and so does a table without a reference.
         budget: Tokens per batch.
         quiet: No progress bar.
 
@@ -69,6 +75,11 @@ def measure(
     )
     rows = [_row(s, conversations[s.conversation]) for s in read.segments]
     meta = _meta(model, conversations, vectors, reference)
+    if reference is not None:
+        seen = chosen(conversations, texts)
+        how: Any = {"reference": reference, "budget": budget, "quiet": quiet}
+        found = read_tokens(model, tokenizer, seen, vectors, **how)
+        meta["transcripts"] = [text.described() for text in found]
     return Readings(
         segments=pa.Table.from_pylist(rows, schema=SEGMENT_SCHEMA),
         values=read.values,
@@ -88,6 +99,7 @@ def _meta(
 ) -> dict[str, Any]:
     depth = num_layers(model)
     plan = reference.plan if reference is not None else LayerPlan.for_depth(depth)
+    plane = plane_of(vectors, plan.audit)
     return {
         "model": model_name(model),
         "adapter": adapter_name(model),
@@ -95,6 +107,7 @@ def _meta(
         "prompts_hash": prompts_hash(conversations),
         "reference_hash": None if reference is None else reference.hash,
         "layer_plan": asdict(plan),
+        "plane": plane and plane.described(),
         "units": _units(reference, vectors.all_readers),
         "audit_readers": list(vectors.all_readers[len(vectors.readers) :]),
         "dtype": str(next(model.parameters()).dtype),

@@ -1,0 +1,217 @@
+"""Readings of every token of a few transcripts, kept beside a table's readings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from emoreg.residual.batches import Batch, read_stream
+from emoreg.residual.capture import Captured
+from emoreg.residual.tokens import TurnMarkers, conversation_ids
+from emoreg.training.reference import Reference
+from emoreg.vectors.emotion_vectors import LOGISTIC, EmotionVectors
+from emoreg.vectors.transcripts import Conversation
+
+SHOWN: Final = ("desperate", "calm", "distressed", "serene")
+"""Two emotions that the preset's terms act on, and one beside each that none does."""
+_MOST_PARTS = 8
+"""Tokens that one character may need; more are text that can't be decoded."""
+_BROKEN = "\ufffd"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TokenReadings:
+    """One transcript, token by token.
+
+    Tokens that are parts of one character are joined, and have their mean reading.
+    """
+
+    id: str
+    style: str
+    reader: str
+    layer: int
+    emotions: tuple[str, ...]
+    pieces: tuple[str, ...]
+    """The text; joined it is the conversation as the model reads it."""
+    spoken: tuple[bool, ...]
+    """Which pieces are the Assistant's own words."""
+    decisions: dict[int, float | None]
+    """By the piece of each decision token, how far the feedback before it failed."""
+    values: Float[np.ndarray, "piece emotion"]
+    """Z-scores: projection minus the reference's mean at passing decision tokens, over
+    its standard deviation there."""
+
+    def described(self) -> dict[str, Any]:
+        """Return it JSON-able, two decimals, for a table's `meta`."""
+        return {
+            "id": self.id,
+            "style": self.style,
+            "reader": self.reader,
+            "layer": self.layer,
+            "emotions": list(self.emotions),
+            "pieces": list(self.pieces),
+            "spoken": [int(own) for own in self.spoken],
+            "decisions": [[at, failed] for at, failed in self.decisions.items()],
+            "values": self.values.T.round(2).tolist(),
+        }
+
+    @classmethod
+    def restored(cls, found: Mapping[str, Any]) -> "TokenReadings":
+        """Return what `described` wrote."""
+        return cls(
+            emotions=tuple(found["emotions"]),
+            pieces=tuple(found["pieces"]),
+            spoken=tuple(bool(own) for own in found["spoken"]),
+            decisions={int(at): failed for at, failed in found["decisions"]},
+            values=np.asarray(found["values"], np.float64).T,
+            **{name: found[name] for name in ("id", "style", "reader", "layer")},
+        )
+
+
+def chosen(conversations: Sequence[Conversation], most: int) -> list[Conversation]:
+    """Return the first failing conversation of each style, `most` styles in order."""
+    first: dict[str, Conversation] = {}
+    for conversation in conversations:
+        if any(failed is not None and failed > 0.5 for failed in conversation.failed):
+            first.setdefault(conversation.style, conversation)
+    return list(first.values())[:most]
+
+
+def read_tokens(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    vectors: EmotionVectors,
+    *,
+    reference: Reference,
+    budget: int | None = None,
+    quiet: bool = False,
+) -> list[TokenReadings]:
+    """Read every token of conversations at the middle audit layer, by one reader.
+
+    That reader is the logistic one, as in the report, or the vectors' last where they
+    lack it; the emotions are those of `SHOWN`, or the first ones where there is none.
+
+    Args:
+        model: The model, with or without an adapter.
+        tokenizer: Its tokenizer.
+        conversations: As `chosen` returns them.
+        vectors: The model's emotion vectors.
+        reference: Gives the unit and, with its plan, the layer.
+        budget: Tokens per batch.
+        quiet: No progress bar.
+    """
+    layers = [layer for layer in reference.plan.audit if layer in vectors.layers]
+    if not conversations or not layers:
+        return []
+    layer = layers[len(layers) // 2]
+    readers = vectors.readers
+    reader = LOGISTIC if LOGISTIC in readers else readers[-1]
+    known = [emotion for emotion in SHOWN if emotion in vectors.emotions]
+    emotions = tuple(known or vectors.emotions[: len(SHOWN)])
+    unit: Any = {"reader": reader, "layers": [layer], "emotions": emotions}
+    level = reference.unit("success_level", **unit)[0].numpy()
+    spread = reference.unit("success_std", **unit)[0].numpy()
+    sequences = [conversation_ids(tokenizer, c.messages) for c in conversations]
+    columns = list(vectors.emotion_indices(emotions))
+    found: dict[int, np.ndarray] = {}
+
+    def consume(batch: Batch, captured: Captured) -> None:
+        for k, row in enumerate(batch.rows):
+            stream = captured[layer][k, : len(sequences[row])].cpu()
+            read = vectors.project(stream, layer=layer, reader=reader)
+            found[row] = (read[:, columns].numpy() - level) / spread
+
+    read_stream(
+        model,
+        sequences,
+        [layer],
+        consume,
+        budget=budget,
+        description="Reading token by token",
+        quiet=quiet,
+    )
+    markers = TurnMarkers.of(tokenizer)
+    at = {"reader": reader, "layer": layer, "emotions": emotions}
+    return [
+        _by_piece(conversation, ids, found[row], tokenizer, markers, at)
+        for row, (conversation, ids) in enumerate(
+            zip(conversations, sequences, strict=True)
+        )
+    ]
+
+
+def kept_in_both(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> tuple[tuple[TokenReadings, TokenReadings], ...]:
+    """Return the transcripts that two tables' `meta` hold, in pairs, of the same text.
+
+    What each model wrote for itself, or another tokenizer cut, is left out.
+    """
+    pairs = []
+    others = {found["id"]: found for found in after.get("transcripts") or ()}
+    same = ("pieces", "spoken", "reader", "layer", "emotions")
+    for found in before.get("transcripts") or ():
+        other = others.get(found["id"])
+        if other and all(found[name] == other[name] for name in same):
+            pair = TokenReadings.restored(found), TokenReadings.restored(other)
+            pairs.append(pair)
+    return tuple(pairs)
+
+
+def _by_piece(
+    conversation: Conversation,
+    ids: Sequence[int],
+    values: Float[np.ndarray, "pos emotion"],
+    tokenizer: PreTrainedTokenizerBase,
+    markers: TurnMarkers,
+    at: Mapping[str, Any],
+) -> TokenReadings:
+    row = torch.tensor([list(ids)])
+    decision = markers.decision_tokens(row)[0].tolist()
+    spoken = markers.assistant_tokens(row)[0].tolist()
+    spans = whole_pieces(tokenizer, ids)
+    marked = [any(decision[start:end]) for _, start, end in spans]
+    places = [place for place, here in enumerate(marked) if here]
+    return TokenReadings(
+        id=conversation.id,
+        style=conversation.style,
+        pieces=tuple(text for text, *_ in spans),
+        spoken=tuple(spoken[start] for _, start, _ in spans),
+        decisions=dict(zip(places, conversation.failed, strict=True)),
+        values=np.stack([values[start:end].mean(0) for _, start, end in spans]),
+        **at,
+    )
+
+
+def whole_pieces(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]
+) -> list[tuple[str, int, int]]:
+    """Return tokens as text, each with its first token and the one past its last.
+
+    Tokens that only together make a character are one piece. Texts are differences of
+    what stands before and with a token, since tokenizers write a word's first blank
+    only where another word is before it.
+    """
+    pieces: list[tuple[str, int, int]] = []
+    before = start = 0
+    for end in range(1, len(ids) + 1):
+        head = _decoded(tokenizer, ids[before:start])
+        text = _decoded(tokenizer, ids[before:end])[len(head) :]
+        unfinished = text.endswith(_BROKEN) or not text
+        if unfinished and end < len(ids) and end - start < _MOST_PARTS:
+            continue
+        pieces.append((text, start, end))
+        before, start = start, end
+    return pieces
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    how = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    return str(tokenizer.decode(list(ids), **how))
