@@ -13,7 +13,7 @@ from emoreg.commands.shared import (
     vectors_option,
 )
 
-SUMMARY = "Read conversations, teacher-forced, into a table of readings."
+SUMMARY = "Read conversations, or what a model itself writes, into a table of readings."
 EXAMPLE = (
     "emoreg measure --model demo --vectors vectors.safetensors "
     "--reference reference.safetensors --prompts dev --out before.parquet"
@@ -28,6 +28,27 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--reference", type=Path, help="Gives the table its units.")
     prompts_option(command, default="test")
     command.add_argument("--arm", default="", help="Name of this model in reports.")
+    command.add_argument(
+        "--generate",
+        action="store_true",
+        help="The model writes the last Assistant turn of each prompt itself; that "
+        "turn is read, and the conversations are kept beside the table.",
+    )
+    command.add_argument(
+        "--samples", type=int, default=4, help="With --generate: replies to a prompt."
+    )
+    command.add_argument(
+        "--tokens", type=int, default=128, help="With --generate: longest reply."
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, help="With --generate: of all replies' seeds."
+    )
+    command.add_argument(
+        "--concurrency",
+        type=int,
+        default=8,
+        help="With --generate: replies written at a time.",
+    )
     command.add_argument(
         "--guards",
         action="store_true",
@@ -51,28 +72,62 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    from emoreg.comparison.measure import measure
     from emoreg.training.reference import Reference
     from emoreg.vectors.emotion_vectors import EmotionVectors
 
+    samples = _samples(options)  # refused before anything is loaded
     vectors = EmotionVectors.load(options.vectors)
     reference = Reference.load(options.reference) if options.reference else None
     prompts = prompts_of(options)
     loaded = load(options)
     guards = _guards(options, loaded, vectors) if options.guards else None
-    readings = measure(
-        loaded.model,
-        loaded.tokenizer,
-        prompts,
-        vectors,
-        reference=reference,
-        arm=options.arm,
-        guards=guards,
-        quiet=options.quiet,
-    )
+    parts = (loaded.model, loaded.tokenizer, prompts, vectors)
+    how = {"reference": reference, "arm": options.arm, "guards": guards}
+    if options.generate:
+        _on_policy(options, parts, how)
+        return
+    from emoreg.comparison.measure import measure
+
+    readings = measure(*parts, samples=samples, **how, quiet=options.quiet)
     say(f"{readings.segments.num_rows} segments: {readings.save(options.out)}")
     if options.audit:
         say(f"Evidence: {_evidence(options, loaded, vectors, prompts)}")
+
+
+def _samples(options: argparse.Namespace) -> dict[str, Any]:
+    """Return which samples the prompts are, where a model's replies are read again."""
+    from emoreg.comparison.on_policy import read_samples
+
+    given = options.prompts.endswith(".jsonl")
+    samples = read_samples(Path(options.prompts)) if given else {}
+    if options.generate and (samples or options.audit):
+        found = "replies of an earlier run" if samples else "`--audit`"
+        raise ValueError(
+            "`--generate` must have prompts whose last turn was not sampled, and no "
+            f"`--audit`, whose evidence is of given text; found {found}. Pass the "
+            "prompts themselves, and gather evidence in a run without `--generate`"
+        )
+    return samples
+
+
+def _on_policy(
+    options: argparse.Namespace, parts: tuple[Any, ...], how: dict[str, Any]
+) -> None:
+    from emoreg.comparison.on_policy import measure_on_policy
+
+    readings = measure_on_policy(
+        *parts,
+        out=options.out,
+        samples=options.samples,
+        tokens=options.tokens,
+        seed=options.seed,
+        at_a_time=options.concurrency,
+        **how,
+        quiet=options.quiet,
+    )
+    say(f"{readings.segments.num_rows} segments, on-policy: {options.out}")
+    talks = options.out.with_name(f"{options.out.stem}.conversations.jsonl")
+    say(f"What was written, to be read by other models: {talks}")
 
 
 def _evidence(

@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 
 from emoreg.comparison.figures import Levels, Units, levels_of, own_units
-from emoreg.comparison.readings import Readings
+from emoreg.comparison.readings import ON_POLICY, Readings
 from emoreg.vectors.twins import TwinDifferences
 
 AUDIT_READER = "logistic"
@@ -55,7 +55,7 @@ def align(
     before = tables["before"]
     families = _families(roles, before.emotions)
     indices = [[before.emotions.index(e) for e in f] for f in families.values()]
-    twins, dropped = _on_common_prompts(tables, "decision")
+    twins, dropped = on_common_prompts(tables, "decision")
     if dropped:
         notes.append(
             f"{dropped} of {dropped + len(twins['before'].prompts)} prompts had "
@@ -69,7 +69,7 @@ def align(
         "lean towards prompts that happened to read high)"
     )
     if gate is not None:
-        own, _ = _on_common_prompts({"gate": gate}, "decision")
+        own, _ = on_common_prompts({"gate": gate}, "decision")
         base = levels_of(own["gate"], units, indices)
         words = f"{len(base.failing)} other prompts (the gate table)"
     assistant, assistant_base = _assistant(tables, gate, units, indices, notes)
@@ -109,18 +109,32 @@ def _check_same(tables: Mapping[str, Readings], gate: Readings | None) -> list[s
         others["gate"] = gate
     unknown = set()
     for name, table in others.items():
-        for item in ("vectors_hash", "prompts_hash"):
+        # Before the prompts: what each model wrote for itself is never what was given.
+        _require_equal("text", name, before.text, table.text)
+        for item in ("vectors_hash", "prompts_hash", "generation"):
             if item == "prompts_hash" and name == "gate":
                 continue
             ours, theirs = before.meta.get(item), table.meta.get(item)
-            if ours is None and theirs is None:
+            if ours is None and theirs is None and item != "generation":
                 unknown.add(item)
             _require_equal(item, name, ours, theirs)
         for item in ("readers", "layers", "emotions"):
             _require_equal(item, name, getattr(before, item), getattr(table, item))
-    return [
+    notes = [
         f"No `{item}` is recorded, so it was not compared." for item in sorted(unknown)
     ]
+    return notes + ([_on_policy(before)] if before.text == ON_POLICY else [])
+
+
+def _on_policy(before: Readings) -> str:
+    """Say what was read, where the models wrote it themselves."""
+    return (
+        "On-policy: each model wrote the last Assistant turn of every prompt itself, "
+        f"{before.meta.get('samples')} times, and that turn alone was read; samples "
+        "are averaged within a prompt first. The decision token stands before the "
+        "reply: its readings are the history's doing, those over Assistant tokens are "
+        "of the reply."
+    )
 
 
 def _require_equal(item: str, name: str, ours: Any, theirs: Any) -> None:
@@ -129,6 +143,9 @@ def _require_equal(item: str, name: str, ours: Any, theirs: Any) -> None:
     remedy = {
         "vectors_hash": "measure both with the same vectors file",
         "prompts_hash": "measure both on the same prompts",
+        "generation": "measure both with the same `--tokens`",
+        "text": "given text and what a model wrote itself are never mixed: measure "
+        "all tables with `--generate`, or all without",
     }.get(item, f"measure both with the same {item}")
     raise ValueError(
         f"`{item}` must be the same in all tables, found {_brief(ours)} before and "
@@ -144,7 +161,7 @@ def _brief(value: Any) -> str:
     return text
 
 
-def _on_common_prompts(
+def on_common_prompts(
     tables: Mapping[str, Readings], position: str
 ) -> tuple[dict[str, TwinDifferences], int]:
     """Return twins in the same order of prompts, complete ones only."""
@@ -249,10 +266,10 @@ def _assistant(
     if not all(_holds(table, position) for table in tables.values()):
         notes.append("Assistant tokens were not read in every arm: no table for them.")
         return None, None
-    twins, _ = _on_common_prompts(tables, position)
+    twins, _ = on_common_prompts(tables, position)
     levels = {name: levels_of(twin, units, families) for name, twin in twins.items()}
     if gate is not None and _holds(gate, position):
-        own, _ = _on_common_prompts({"gate": gate}, position)
+        own, _ = on_common_prompts({"gate": gate}, position)
         return levels, levels_of(own["gate"], units, families)
     return levels, levels["before"]
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.comparison.plane import plane_of
-from emoreg.comparison.readings import SEGMENT_SCHEMA, Readings
+from emoreg.comparison.readings import FIXED, SEGMENT_SCHEMA, Readings
+from emoreg.comparison.samples import SAMPLE_FIELDS, Sample, sampled_turns
 from emoreg.comparison.tokens import chosen, read_tokens
 from emoreg.losses.presets import check_same_vectors
 from emoreg.residual.layers import LayerPlan, model_name, num_layers
@@ -29,6 +30,7 @@ def measure(
     prompts: Sequence[Transcript | Conversation],
     vectors: EmotionVectors,
     *,
+    samples: Mapping[str, Sample] | None = None,
     reference: Reference | None = None,
     arm: str = "",
     guards: dict[str, Any] | None = None,
@@ -48,6 +50,8 @@ def measure(
         vectors: The model's emotion vectors; every reader in them is used, those of
             their audit among them. Random directions are not: they are a control of
             live readings and of training arms, and no verdict rests on them.
+        samples: By conversation's id, which of a prompt's sampled replies it ends in
+            (`emoreg.comparison.on_policy`); the table then has these last turns alone.
         reference: Gives the table its units, so that thresholds are one everywhere.
         arm: Name of the model in comparisons.
         guards: Guard rails measured beside (`emoreg.comparison.guards`).
@@ -73,7 +77,13 @@ def measure(
         description=f"Measuring {arm}".strip(),
         quiet=quiet,
     )
-    rows = [_row(s, conversations[s.conversation]) for s in read.segments]
+    schema = SEGMENT_SCHEMA
+    if samples:
+        read = sampled_turns(read, conversations)
+        schema = pa.schema([*schema, *SAMPLE_FIELDS])
+    rows = [
+        _row(s, conversations[s.conversation], samples or {}) for s in read.segments
+    ]
     meta = _meta(model, conversations, vectors, reference)
     if reference is not None:
         seen = chosen(conversations, texts)
@@ -81,7 +91,7 @@ def measure(
         found = read_tokens(model, tokenizer, seen, vectors, **how)
         meta["transcripts"] = [text.described() for text in found]
     return Readings(
-        segments=pa.Table.from_pylist(rows, schema=SEGMENT_SCHEMA),
+        segments=pa.Table.from_pylist(rows, schema=schema),
         values=read.values,
         resid_norm=read.resid_norm,
         readers=vectors.all_readers,
@@ -104,6 +114,7 @@ def _meta(
         "model": model_name(model),
         "adapter": adapter_name(model),
         "vectors_hash": vectors.hash,
+        "text": FIXED,
         "prompts_hash": prompts_hash(conversations),
         "reference_hash": None if reference is None else reference.hash,
         "layer_plan": asdict(plan),
@@ -115,8 +126,11 @@ def _meta(
     }
 
 
-def _row(segment: Segment, conversation: Conversation) -> dict[str, Any]:
-    return {
+def _row(
+    segment: Segment, conversation: Conversation, samples: Mapping[str, Sample]
+) -> dict[str, Any]:
+    own = samples[conversation.id]._asdict() if samples else {}
+    return own | {
         "prompt": conversation.pair,
         "style": conversation.style,
         "variant": conversation.variant,

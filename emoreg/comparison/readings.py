@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
+from emoreg.comparison.samples import average_samples
 from emoreg.vectors.twins import (
     RoundDifferences,
     SegmentColumns,
@@ -38,6 +39,8 @@ SEGMENT_SCHEMA = pa.schema(
 """The columns every segments table holds; further columns are kept as they are."""
 
 FORMAT = "emoreg.readings/1"
+FIXED, ON_POLICY = "fixed", "on-policy"
+"""What was read: text that was given, or replies that the model itself wrote."""
 _META_KEY = b"emoreg"
 _AXES_KEY = b"emoreg.axes"
 _VALUE_COLUMNS = (
@@ -111,7 +114,8 @@ class Readings:
         Raises:
             ValueError: If prompts have one version only, or one class is missing.
         """
-        return average_rounds(self.values, self._pairs(position))
+        one = self.averaged()
+        return average_rounds(one.values, one._pairs(position))
 
     def of_readers(self, readers: Sequence[str]) -> "Readings":
         """Return the part of some readers, with their units."""
@@ -130,9 +134,24 @@ class Readings:
         kept = [reader for reader in self.readers if reader not in audit]
         return self.of_readers(kept) if audit else self
 
+    @property
+    def text(self) -> str:
+        """Which text was read, `FIXED` or `ON_POLICY`; older tables are all fixed."""
+        return self.meta.get("text", FIXED)
+
+    def averaged(self) -> "Readings":
+        """Return the means over samples, where there are any: a prompt counts once."""
+        if "sample" not in self.segments.column_names:
+            return self
+        segments, (values, norms) = average_samples(
+            self.segments, self.values, self.resid_norm
+        )
+        return replace(self, segments=segments, values=values, resid_norm=norms)
+
     def by_round(self, position: str = "decision") -> RoundDifferences:
         """Return failing minus passing per prompt and feedback round."""
-        return split_rounds(self.values, self._pairs(position))
+        one = self.averaged()
+        return split_rounds(one.values, one._pairs(position))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the long table to parquet, whole or not at all.
