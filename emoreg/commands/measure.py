@@ -4,6 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from emoreg.commands.benchmarks import (
+    benchmark_options,
+    forget_replies,
+    read_benchmarks,
+    run_benchmarks,
+)
 from emoreg.commands.shared import (
     load,
     model_option,
@@ -67,6 +73,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         type=Path,
         help="With --audit: the base model's deflection vectors (`emoreg probes`).",
     )
+    benchmark_options(command)
     command.add_argument("--out", type=Path, required=True)
 
 
@@ -79,17 +86,22 @@ def run(options: argparse.Namespace) -> None:
     vectors = EmotionVectors.load(options.vectors)
     reference = Reference.load(options.reference) if options.reference else None
     prompts = prompts_of(options)
+    benchmarks = read_benchmarks(options)
     loaded = load(options)
-    guards = _guards(options, loaded, vectors) if options.guards else None
+    guards = _guards(options, loaded, vectors) if options.guards else {}
+    if benchmarks:
+        guards |= run_benchmarks(options, benchmarks, loaded)
     parts = (loaded.model, loaded.tokenizer, prompts, vectors)
     how = {"reference": reference, "arm": options.arm, "guards": guards}
     if options.generate:
         _on_policy(options, parts, how)
+        forget_replies(options)
         return
     from emoreg.comparison.measure import measure
 
     readings = measure(*parts, samples=samples, **how, quiet=options.quiet)
     say(f"{readings.segments.num_rows} segments: {readings.save(options.out)}")
+    forget_replies(options)
     if options.audit:
         say(f"Evidence: {_evidence(options, loaded, vectors, prompts)}")
 

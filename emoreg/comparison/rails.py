@@ -11,7 +11,7 @@ from emoreg.statistics.bootstrap import Interval
 from emoreg.statistics.equivalence import equivalence
 from emoreg.statistics.proportions import difference_of_proportions
 
-Verdict = Literal["kept", "not kept", "not shown"]
+Verdict = Literal["kept", "not kept", "not shown", "not paired"]
 CONFIDENCE = 0.9
 """Of the change's interval: two one-sided tests at 0.05."""
 
@@ -61,8 +61,30 @@ RAILS = {
         share=True,
         relative=True,
     ),
+    "gsm8k": Rail(
+        label="GSM8K, last number right",
+        margin=0.02,
+        unit="of the questions",
+        higher_is_better=True,
+        share=True,
+    ),
+    "humaneval": Rail(
+        label="HumanEval, first try passes",
+        margin=0.03,
+        unit="of the functions",
+        higher_is_better=True,
+        share=True,
+    ),
+    "mbpp": Rail(
+        label="MBPP, first try passes",
+        margin=0.03,
+        unit="of the functions",
+        higher_is_better=True,
+        share=True,
+    ),
 }
-"""By name in `guard_rails`, with margins fixed before anything was measured."""
+"""By name in `guard_rails`, and the benchmarks', with margins fixed before anything was
+measured."""
 
 
 @final
@@ -96,7 +118,8 @@ def rail_rows(meta: Mapping[str, Mapping[str, Any]]) -> list[RailRow]:
     *Kept*: the 90 % interval of the change lies on the right side of the margin, which
     is TOST's one-sided half at 0.05 (Lakens 2017,
     https://doi.org/10.1177/1948550617697177). *Not kept*: all of it lies beyond.
-    Otherwise *not shown*: too few texts to say, whatever the estimate. Losses by the t
+    Otherwise *not shown*: too few texts to say, whatever the estimate. *Not paired*:
+    asked of other files or with other settings, so nothing can be said. Losses by the t
     interval over texts, shares by that of paired proportions.
 
     Args:
@@ -139,7 +162,8 @@ def _row(name: str, guards: Mapping[str, Mapping[str, Any]]) -> RailRow:
             unit="",
             verdict=None,
         )
-    change = _change(rail, single.get("before"), single.get("after"))
+    alike = _same_settings(values)
+    change = _change(rail, single.get("before"), single.get("after")) if alike else None
     level = values.get("before", {}).get("value") if rail.relative else 1.0
     margin = None if change is None or not level else rail.margin * level
     if margin is not None and rail.higher_is_better:
@@ -151,8 +175,16 @@ def _row(name: str, guards: Mapping[str, Mapping[str, Any]]) -> RailRow:
         change=change,
         margin=margin,
         unit=rail.unit,
-        verdict=_verdict(rail, change, margin),
+        verdict=_verdict(rail, change, margin) if alike else "not paired",
     )
+
+
+def _same_settings(values: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether both arms were asked the same, where both were asked."""
+    before, after = values.get("before"), values.get("after")
+    if not before or not after:
+        return True
+    return before.get("settings") == after.get("settings")
 
 
 def _change(rail: Rail, before: Any, after: Any) -> Interval | None:

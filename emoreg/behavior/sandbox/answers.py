@@ -27,9 +27,9 @@ def serve(ask: int, answer: int, source: str, name: str) -> None:
     try:
         exec(compile(source, name, "exec"), module.__dict__)
     except BaseException as error:
-        _send(answer, {"id": 0, **raised(error)})
+        send(answer, {"id": 0, **raised(error)})
         return
-    _send(answer, {"id": 0, "ready": True})
+    send(answer, {"id": 0, "ready": True})
     with os.fdopen(ask, "rb") as calls:
         for line in calls:
             call = json.loads(line)
@@ -37,7 +37,7 @@ def serve(ask: int, answer: int, source: str, name: str) -> None:
             if pid == 0:
                 _answer(answer, call, module.__dict__)
             status = os.waitpid(pid, 0)[1]
-            _send(answer, {"id": call["id"], "ended": status})
+            send(answer, {"id": call["id"], "ended": status})
 
 
 def _answer(answer: int, call: dict[str, Any], names: dict[str, Any]) -> None:
@@ -49,13 +49,14 @@ def _answer(answer: int, call: dict[str, Any], names: dict[str, Any]) -> None:
             said = {"id": call["id"], "value": encoded(value)}
         except BaseException as error:
             said = {"id": call["id"], **raised(error)}
-        _send(answer, said)
+        send(answer, said)
         sys.stdout.flush()
     finally:
         os._exit(0)
 
 
-def _send(answer: int, words: dict[str, Any]) -> None:
+def send(answer: int, words: dict[str, Any]) -> None:
+    """Write one line of JSON to a pipe, whole."""
     left = json.dumps(words).encode() + b"\n"
     while left:
         left = left[os.write(answer, left) :]

@@ -26,7 +26,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from emoreg.behavior.sandbox import answers, walls
+from emoreg.behavior.sandbox import answers, asking, walls
 
 Job = dict[str, Any]
 _NEW = (
@@ -229,7 +229,8 @@ def _code(job: Job, talk: list[int], trouble: int) -> NoReturn:
         os.environ.clear()
         os.environ.update(job["environment"])
         sys.path[:] = [os.getcwd(), *sys.path]
-        answers.serve(talk[0], talk[1], job["source"], job["main"])
+        serve = asking.serve if job["asks"] else answers.serve
+        serve(talk[0], talk[1], job["source"], job["main"])
     except BaseException as error:
         if trouble >= 0:
             os.write(trouble, f"{type(error).__name__}: {error}".encode())

@@ -146,12 +146,12 @@ def _judged_by_one(
 ) -> list[_Verdict]:
     """Judge cases from `first` on until the process can go on no more."""
     seconds = sandbox.limits.seconds
-    loaded = _said(process, 0, seconds)
+    loaded = answer_to(process, 0, seconds)
     if isinstance(loaded, str) or "ready" not in loaded:
         if isinstance(loaded, str):
             why = f"loading {loaded}"
         else:
-            why = f"loading raised {_exception(loaded)}"
+            why = f"loading raised {exception_of(loaded)}"
         return [("error", why)] * (len(cases) - first)
     judged: list[_Verdict] = []
     for number, case in enumerate(cases[first:], start=1):
@@ -164,15 +164,21 @@ def _judged_by_one(
             },
         }
         process.send(json.dumps(call).encode())
-        said = _said(process, number, seconds)
+        said = answer_to(process, number, seconds)
         if isinstance(said, str):
             return [*judged, ("error", f"{one_line(case.call)} {said}")]
         judged.append(_verdict(case, said))
     return judged
 
 
-def _said(process: Process, number: int, seconds: float) -> dict[str, Any] | str:
-    """Return what the code answered to a call, or what happened instead."""
+def answer_to(process: Process, number: int, seconds: float) -> dict[str, Any] | str:
+    """Return what the code answered to a call, or what happened instead.
+
+    Args:
+        process: The code's.
+        number: The call's; answers to earlier ones are skipped.
+        seconds: How long it may take before the code is killed.
+    """
     until = time.monotonic() + seconds
     while (line := process.receive(until)) is not None:
         try:
@@ -207,7 +213,7 @@ def _verdict(case: Case, said: dict[str, Any]) -> _Verdict:
     if "raised" in said:
         if case.raises is not None and case.raises in _names(said):
             return "passed", ""
-        return "failed", f"{call} raised {_exception(said)}, expected {wanted}"
+        return "failed", f"{call} raised {exception_of(said)}, expected {wanted}"
     return "error", f"{call} ended its process without an answer"
 
 
@@ -216,6 +222,7 @@ def _names(said: dict[str, Any]) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _exception(said: dict[str, Any]) -> str:
+def exception_of(said: dict[str, Any]) -> str:
+    """Return an exception that came for an answer, as one short line."""
     names, message = _names(said), str(said.get("message", ""))
     return one_line(f"{(names or ['an exception'])[0]}: {message}".rstrip(": "))

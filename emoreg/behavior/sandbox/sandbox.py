@@ -159,9 +159,11 @@ class Sandbox:
         command: Sequence[str] | None = None,
         stdin: str = "",
         main: str = "",
+        asks: bool = False,
     ) -> Iterator[Process]:
         """Start a command, or the answering of calls to the file `main`.
 
+        With `asks`, `main` is tests, which run at once and ask for calls themselves.
         Everything that was started has ended when the context is left.
         """
         _check_paths(files)
@@ -170,7 +172,7 @@ class Sandbox:
             job = self._job(files, folder)
             job["command"] = None if command is None else [*command]
             if command is None:
-                job |= {"source": files[main], "main": main}
+                job |= {"source": files[main], "main": main, "asks": asks}
             process = self._ask(job, stdin, talk=command is None)
             try:
                 yield process

@@ -1,0 +1,120 @@
+"""Benchmarks of `emoreg measure`: files of the user, asked as guard rails."""
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from emoreg.commands.shared import say
+
+
+def benchmark_options(command: argparse.ArgumentParser) -> None:
+    """Add what benchmarks take."""
+    command.add_argument(
+        "--benchmark",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="Ask gsm8k, humaneval or mbpp of a file of yours (.jsonl or .jsonl.gz) as "
+        "a guard rail; may be repeated.",
+    )
+    command.add_argument(
+        "--benchmark-limit", type=int, help="The first items of each only, this many."
+    )
+    command.add_argument(
+        "--allow-weak-sandbox",
+        action="store_true",
+        help="Run a benchmark's code where nothing but limits shuts it in.",
+    )
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="Go on with the benchmarks of a run with this --out that was cut off.",
+    )
+
+
+def read_benchmarks(options: argparse.Namespace) -> list[Any]:
+    """Return the benchmarks that options name, read before a model is.
+
+    Raises:
+        ValueError: If an option or a file is wrong, or a run with this `--out` was
+            cut off and `--resume` does not say to go on.
+    """
+    from emoreg.comparison.benchmarks.formats import read_benchmark
+    from emoreg.comparison.benchmarks.run import code_sandbox, runs_code
+
+    if options.benchmark_limit is not None and not options.benchmark:
+        raise ValueError(
+            "`--benchmark-limit` must come with `--benchmark`, found none. Name a file"
+        )
+    found = {}
+    for item in options.benchmark:
+        name, _, file = item.partition("=")
+        if not file or name in found:
+            raise ValueError(
+                "`--benchmark` must be NAME=FILE, each name once, found "
+                f"{item!r}. Write for example gsm8k=test.jsonl"
+            )
+        limit = options.benchmark_limit
+        found[name] = read_benchmark(name, Path(file), limit=limit)
+    parts = _parts(options)
+    if found and any(parts.glob("*")) and not options.resume:
+        raise ValueError(
+            f"`--out` must be new, found replies of a run that was cut off in {parts}. "
+            "Go on with --resume, or delete that folder"
+        )
+    if any(map(runs_code, found.values())):
+        code_sandbox(allow_weak=options.allow_weak_sandbox).close()
+    return list(found.values())
+
+
+def run_benchmarks(
+    options: argparse.Namespace, benchmarks: list[Any], loaded: Any
+) -> dict[str, Any]:
+    """Return a guard rail for each benchmark, and say what came of it."""
+    from emoreg.behavior.provenance import model_meta
+    from emoreg.comparison.benchmarks.run import (
+        GREEDY,
+        code_sandbox,
+        run_benchmark,
+        runs_code,
+    )
+    from emoreg.writing.local import LocalWriter
+
+    found, sandbox = {}, None
+    writer = LocalWriter(loaded.model, loaded.tokenizer, temperature=GREEDY)
+    with ExitStack() as stack:
+        if any(map(runs_code, benchmarks)):
+            weak = options.allow_weak_sandbox
+            sandbox = stack.enter_context(code_sandbox(allow_weak=weak))
+        for benchmark in benchmarks:
+            found[benchmark.name] = run_benchmark(
+                benchmark,
+                writer,
+                _parts(options) / benchmark.name,
+                sandbox=sandbox if runs_code(benchmark) else None,
+                about=model_meta(loaded.model),
+                quiet=options.quiet,
+            )
+            say(_said(benchmark.name, found[benchmark.name]))
+    return found
+
+
+def forget_replies(options: argparse.Namespace) -> None:
+    """Delete the replies that were kept to go on with: the table is written."""
+    parts = _parts(options)
+    for file in [*parts.glob("*/*"), *parts.glob("*")]:
+        file.rmdir() if file.is_dir() else file.unlink()
+    if parts.exists():
+        parts.rmdir()
+
+
+def _parts(options: argparse.Namespace) -> Path:
+    return options.out.with_name(f"{options.out.name}.benchmarks")
+
+
+def _said(name: str, rail: dict[str, Any]) -> str:
+    left = rail["left_out"]
+    without = f"; without {', '.join(left)}, whose own solution fails" if left else ""
+    range_ = f"{rail['low']:.3f} to {rail['high']:.3f}"
+    return f"{name}: {rail['value']:.3f} ({range_}) of {rail['n']} items{without}"

@@ -1,0 +1,1 @@
+"""Benchmarks in files of the user, as guard rails."""
