@@ -11,12 +11,14 @@ from emoreg.commands.measuring import (
     say_strip,
 )
 from emoreg.commands.shared import named_files, say
+from emoreg.commands.suites import interval_text
 
 SUMMARY = "Compare tables, a model with its adapter, its checkpoints, or many runs."
 EXAMPLE = (
     "emoreg compare before.parquet after.parquet --arm control=control.parquet "
     "--out report/"
 )
+PARTS = ("total", "text", "state")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -39,6 +41,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--gate", type=Path, help="Base readings on `dev`; they say where ratios hold."
+    )
+    command.add_argument(
+        "--cross",
+        type=Path,
+        help="With tables of `measure --generate`: the first model's reading of what "
+        "the second one wrote; tells words from state.",
     )
     command.add_argument(
         "--behavior",
@@ -85,14 +93,24 @@ def run(options: argparse.Namespace) -> None:
         before, after = measured_pair(options)
     else:
         before, after = (Readings.load(f) for f in (options.before, options.after))
-    comparison = compare(before, after, arms=arms or None, **behavior, gate=gate)
+    cross = Readings.load(options.cross) if options.cross else None
+    more: Any = {"gate": gate, "cross": cross}
+    comparison = compare(before, after, arms=arms or None, **behavior, **more)
     page = comparison.save(options.out)
     say(comparison.verdict)
+    _say_cross(comparison.cross)
     say(f"The report: {page}")
     if options.card:
         from emoreg.comparison.card import into_card
 
         say(f"The card: {into_card(comparison, options.card)}")
+
+
+def _say_cross(found: Any) -> None:
+    """Say how the change of each target's slope divides, if that was asked for."""
+    for row in found.of("slope") if found else ():
+        parts = (f"{n} {interval_text(getattr(row.split, n))}" for n in PARTS)
+        say(f"{row.target}, own text: {', '.join(parts)}")
 
 
 def _say_runs(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from emoreg.comparison.behavior import checked_behavior
 from emoreg.comparison.changes import Changes, changes_of
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.conduct import checked_conduct
+from emoreg.comparison.cross import CrossReading, cross_reading
 from emoreg.comparison.figures import FigureSet, Levels, figure_set
 from emoreg.comparison.moves import moves_on
 from emoreg.comparison.plane import Plane
@@ -46,6 +47,7 @@ def compare(
     run: Mapping[str, Any] | None = None,
     behavior: Mapping[str, Preferences] | None = None,
     conduct: Mapping[str, Episodes] | None = None,
+    cross: Readings | None = None,
 ) -> Comparison:
     """Compare a model's readings before and after training on the same prompts.
 
@@ -72,6 +74,8 @@ def compare(
         behavior: What each arm's model would rather do, by arm, "before" and "after"
             among them (`emoreg behave`); no part of the verdict.
         conduct: What each arm's model did on impossible tasks, likewise.
+        cross: The reference's reading of what the model of `after` wrote, where both
+            tables are on-policy: tells words from state (`emoreg.comparison.cross`).
 
     Raises:
         ValueError: If the tables do not speak of the same vectors, prompts, readers,
@@ -89,6 +93,8 @@ def compare(
     )
     more = {"changes": _paired(found), "rounds": _by_round(found, tables, aligned)}
     more |= _on_plane(found, aligned)
+    if cross is not None:
+        more["cross"] = _across(found, tables, cross.own(), aligned)
     more["transcripts"] = kept_in_both(before.meta, after.meta)
     return replace(found, behavior=own, conduct=played, **more)
 
@@ -148,6 +154,27 @@ def _compared(
         settings={"seed": seed, "n_resamples": n_resamples, "confidence": 0.95},
         training=training,
         run=run,
+    )
+
+
+def _across(
+    found: Comparison,
+    tables: Mapping[str, Readings],
+    cross: Readings,
+    aligned: Aligned,
+) -> CrossReading:
+    """Return the headline targets' change in its parts, text and state."""
+    settings = found.settings
+    return cross_reading(
+        tables["before"],
+        cross,
+        tables["after"],
+        units=aligned.units,
+        families=found.families,
+        reader=found.audit_reader,
+        layers=found.layer_plan["audit"],
+        targets=found.headline_targets,
+        **{name: settings[name] for name in ("seed", "n_resamples")},
     )
 
 

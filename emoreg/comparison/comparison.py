@@ -8,6 +8,7 @@ from typing import Any, final
 from emoreg.behavior.impossible.episode_table import Episodes
 from emoreg.behavior.preferences import Preferences
 from emoreg.comparison.changes import Changes
+from emoreg.comparison.cross import CrossReading
 from emoreg.comparison.figures import FigureSet, Levels
 from emoreg.comparison.moves import Move
 from emoreg.comparison.plane import Plane
@@ -69,6 +70,8 @@ class Comparison:
     """Headline targets by number of failed attempts, of every arm."""
     changes: tuple[Changes, ...] = ()
     """After against before, then against control; empty for fewer than 3 prompts."""
+    cross: CrossReading | None = None
+    """What is words and what is state, where the models' own text was read across."""
     plane: Plane | None = None
     """The emotions' plane; None where the table of before has none."""
     moves: tuple[Move, ...] = ()

@@ -14,6 +14,7 @@ from emoreg.comparison.behavior import behavior_document
 from emoreg.comparison.changes import changes_document
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.conduct import conduct_document
+from emoreg.comparison.cross import cross_document
 from emoreg.comparison.figures import FigureSet
 from emoreg.comparison.moves import plane_document
 from emoreg.comparison.rails import rails_document
@@ -100,6 +101,8 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "plane": plane_document(comparison.plane, comparison.moves),
         "behavior": plain(behavior_document(comparison.behavior)),
         "conduct": plain(conduct_document(comparison.conduct)),
+        # Only where it was asked for.
+        **({"cross": cross_document(comparison.cross)} if comparison.cross else {}),
         "training": plain(comparison.training),
         "run": plain(comparison.run),
     }
