@@ -68,6 +68,7 @@ def distribution_chart(
         "range": [-0.28, len(order) - 0.2],
         "tickvals": list(range(len(order))),
         "ticktext": [plain_text(short(arm, 10)) for arm in reversed(order)],
+        "ticklabelstandoff": 6,
         "showgrid": False,
         "zeroline": False,
     }

@@ -102,6 +102,49 @@ class Comparison:
         sets = (self.decision, self.summary, *spoken)
         return rows([figures for figures in sets if figures is not None])
 
+    def plot_distributions(self, target: str) -> Any:
+        """Return readings of failing and passing prompts, every arm, as plotly draws.
+
+        This and its kin are the page's figures in light colours, for notebooks.
+
+        Raises:
+            ValueError: If the page has no such figure; it names those there are.
+        """
+        return self._plot("distributions", target)
+
+    def plot_slopes(self, target: str, reader: str | None = None) -> Any:
+        """Return the failure slope by layer, by the audit reader if no other."""
+        return self._plot("slopes", f"{target}, {reader or self.audit_reader}")
+
+    def plot_rounds(self, target: str) -> Any:
+        """Return failing minus passing by number of failed attempts."""
+        return self._plot("rounds", target)
+
+    def plot_shifts(self, target: str, against: str = "before") -> Any:
+        """Return the shift of each decile, after minus another arm."""
+        return self._plot("shifts", f"{target}, after minus {against}")
+
+    def plot_changes(self, against: str = "before") -> Any:
+        """Return the change of the slope by emotion and layer, after minus an arm."""
+        return self._plot("changes", f"after minus {against}")
+
+    def plot_training(self, key: str) -> Any:
+        """Return what the trainer logged under a key."""
+        return self._plot("training", key)
+
+    def plot_behavior(self, feedback: str) -> Any:
+        """Return margins of honest replies by round of such feedback."""
+        return self._plot("behavior", feedback)
+
+    def plot_conduct(self, tasks: str) -> Any:
+        """Return rates of conduct on impossible or solvable tasks."""
+        return self._plot("conduct", tasks)
+
+    def _plot(self, section: str, name: str) -> Any:
+        from emoreg.comparison.notebook import plot
+
+        return plot(self, section, name)
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-able values, schema "emoreg.report/1"."""
         from emoreg.comparison.export import document

@@ -1,11 +1,17 @@
 """What all pages share: the templates' environment, and how numbers are written."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emoreg.comparison.palette import DARK, LIGHT
 from emoreg.comparison.phrases import percent, signed, span
+
+# As in page.html.j2, whose script resolves them for the page's colour scheme.
+_TOKEN = re.compile(r"@([a-z0-9]+)(?:/([0-9.]+))?")
 
 
 def page_environment() -> Any:
@@ -26,6 +32,7 @@ def page_environment() -> Any:
         "figure": _figure_number,
         "unit": _unit,
     }
+    environment.globals |= {"light": LIGHT, "dark": DARK}
     return environment
 
 
@@ -34,6 +41,42 @@ def plotly_source() -> str:
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()
+
+
+def plotly_figure(chart: Mapping[str, Any], title: str) -> Any:
+    """Return a page's chart as a plotly figure, in the light colours, for notebooks.
+
+    Args:
+        chart: Data and layout, with colours by name.
+        title: What stands above it, in plotly's markup; on a page its caption.
+    """
+    from plotly.graph_objects import Figure
+
+    figure = Figure(_coloured(chart))
+    layout: Any = figure.layout
+    ground = LIGHT["panel"]
+    figure.update_layout(
+        title={"text": title, "font": {"size": 14}, "x": 0.01},
+        height=layout.height + 30,
+        margin={"t": layout.margin.t + 30},
+        paper_bgcolor=ground,
+        plot_bgcolor=ground,
+    )
+    return figure
+
+
+def _coloured(node: Any) -> Any:
+    """Return a chart with its colours' names, "@fail" or "@fail/0.2", resolved."""
+    if isinstance(node, Mapping):
+        return {key: _coloured(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_coloured(value) for value in node]
+    found = _TOKEN.fullmatch(node) if isinstance(node, str) else None
+    if not found or found[1] not in LIGHT:
+        return node
+    colour = LIGHT[found[1]]
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{found[2]})" if found[2] else colour
 
 
 def _unit(text: str) -> str:

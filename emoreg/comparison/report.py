@@ -82,7 +82,7 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
         comparison: What to show.
         pictures: Names of PNG files beside the page, for readers without scripts.
     """
-    charts, sections = _figures(comparison)
+    charts, sections = figures_of(comparison)
     behavior, margins = behavior_section(comparison.behavior, comparison.arms)
     conduct, rates = conduct_section(comparison.conduct, comparison.arms)
     rounds, by_round = rounds_section(comparison.rounds)
@@ -181,10 +181,13 @@ def _spoken_rows(comparison: Comparison) -> list[SlopeRow]:
     )
 
 
-def _figures(
+def figures_of(
     comparison: Comparison,
 ) -> tuple[dict[str, Chart], dict[str, list[Panel]]]:
-    """Return every chart by its element's id, and the panels of each section."""
+    """Return every chart by its element's id, and the panels of each section.
+
+    Those of sections with a module of their own are not among them.
+    """
     charts: dict[str, Chart] = {}
     sections: dict[str, list[Panel]] = {}
 

@@ -222,7 +222,8 @@ def _link(run: Run, start: PurePosixPath) -> str | None:
 def _said(table: Table) -> str:
     """Return in a sentence what the reports of a kind came to."""
     count, arms = sum(table.arms.values()), len(table.arms)
-    said = f"{count} {table.title.lower()} of {arms} arm{'s' if arms > 1 else ''}"
+    what = table.title.lower() if count > 1 else table.title.lower().removesuffix("s")
+    said = f"{count} {what} of {arms} arm{'s' if arms > 1 else ''}"
     verdicts = [line.verdict for line in table.lines if line.verdict]
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
     if counts:

@@ -1,0 +1,94 @@
+"""The page's figures one by one, as plotly figures."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from emoreg.comparison.behavior import behavior_section
+from emoreg.comparison.charts import Chart, plain_text
+from emoreg.comparison.comparison import Comparison
+from emoreg.comparison.conduct import conduct_section
+from emoreg.comparison.page import plotly_figure
+from emoreg.comparison.report import figures_of
+from emoreg.comparison.rounds_page import rounds_section
+from emoreg.comparison.shifts import changes_section
+
+Charts = Mapping[str, Chart]
+"""By what is asked for: mostly a target."""
+
+
+def plot(comparison: Comparison, section: str, name: str) -> Any:
+    """Return one figure of a section of the page.
+
+    Raises:
+        ValueError: If the section has no such figure, or none at all.
+    """
+    charts = _SECTIONS[section](comparison)
+    if not charts:
+        raise ValueError(
+            f"the comparison must hold what its {section} are of, found nothing. Pass "
+            "it to `emoreg.compare`"
+        )
+    if name not in charts:
+        raise ValueError(
+            f"`plot_{section}` must be asked for one of {'; '.join(charts)}; found "
+            f"{name!r}. Pass one of these"
+        )
+    title = name.removesuffix(f", {comparison.audit_reader}")
+    return plotly_figure(charts[name], plain_text(title))
+
+
+def _own(section: str) -> Callable[[Comparison], Charts]:
+    def charts(comparison: Comparison) -> Charts:
+        every, sections = figures_of(comparison)
+        return {p.title: every[p.key] for p in sections.get(section, ())}
+
+    return charts
+
+
+def _slopes(comparison: Comparison) -> Charts:
+    """Return them by target and reader; the audit reader's come first."""
+    every, sections = figures_of(comparison)
+    own = {f"{p.title}, {comparison.audit_reader}": p for p in sections["slopes"]}
+    panels = own | {p.title: p for p in sections.get("others", ())}
+    return {title: every[panel.key] for title, panel in panels.items()}
+
+
+def _rounds(comparison: Comparison) -> Charts:
+    section, charts = rounds_section(comparison.rounds)
+    return _named(section, charts)
+
+
+def _shifts(comparison: Comparison) -> Charts:
+    sections, charts = changes_section(comparison.changes)
+    return {
+        f"{target}, {own.arm} minus {own.against}": charts[key]
+        for own in sections
+        for key, target in own.panels.items()
+    }
+
+
+def _behavior(comparison: Comparison) -> Charts:
+    section, charts = behavior_section(comparison.behavior, comparison.arms)
+    return _named(section, charts)
+
+
+def _conduct(comparison: Comparison) -> Charts:
+    section, charts = conduct_section(comparison.conduct, comparison.arms)
+    return _named(section, charts)
+
+
+def _named(section: Mapping[str, Any] | None, charts: Mapping[str, Chart]) -> Charts:
+    panels = {} if section is None else section["panels"]
+    return {title: charts[key] for key, title in panels.items()}
+
+
+_SECTIONS: Mapping[str, Callable[[Comparison], Charts]] = {
+    "distributions": _own("distributions"),
+    "slopes": _slopes,
+    "rounds": _rounds,
+    "shifts": _shifts,
+    "changes": _own("changes"),
+    "training": _own("training"),
+    "behavior": _behavior,
+    "conduct": _conduct,
+}
