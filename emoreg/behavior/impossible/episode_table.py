@@ -21,6 +21,7 @@ from emoreg.behavior.impossible.graders import (
 )
 from emoreg.behavior.impossible.sources import listed
 from emoreg.behavior.impossible.tasks import TWINS, Task, Twin
+from emoreg.behavior.rates import Result, check_same, happened
 from emoreg.behavior.tables import read_table, write_table
 from emoreg.statistics.bootstrap import Interval
 from emoreg.statistics.proportions import difference_of_proportions, proportion
@@ -192,20 +193,12 @@ class Episodes:
 
     def check_paired(self, other: "Episodes", *, twin: Twin) -> None:
         """Raise a ValueError unless both tables are of the same tasks."""
-        mine, theirs = set(self.ids(twin)), set(other.ids(twin))
-        if mine != theirs:
-            raise ValueError(
-                "Episodes that are compared must be of the same tasks, found "
-                f"{len(mine & theirs)} in both, {len(mine - theirs)} in this table "
-                f"alone and {len(theirs - mine)} in the other alone. Run the same ones"
-            )
-        own, foreign = (table.meta.get("tasks_hash") for table in (self, other))
-        if own != foreign:
-            raise ValueError(
-                "Episodes that are compared must be of the same tasks, found tasks of "
-                f"the hash {own} and of {foreign} under the same names. Run one of "
-                "them again"
-            )
+        check_same(
+            {*self.ids(twin)},
+            {*other.ids(twin)},
+            (self.meta.get("tasks_hash"), other.meta.get("tasks_hash")),
+            said="Episodes that are compared must be of the same tasks",
+        )
 
     def conversations(self) -> list[Conversation]:
         """Return what was said in each, as `measure` takes it."""
@@ -243,16 +236,10 @@ class Episodes:
             raise ValueError(
                 f"`conducts` must be of {tuple(CONDUCTS)}, found {sorted(odd)}. Mend it"
             )
-        rows: dict[str, list[bool]] = {name: [] for name in self.ids(twin)}
-        for episode in sorted(self.episodes, key=lambda e: e.sample):
-            if episode.twin == twin:
-                rows[episode.id].append(episode.conduct in wanted)
-        if len({len(row) for row in rows.values()}) != 1:
-            raise ValueError(
-                f"every {twin} task must have as many samples as the others, found "
-                f"{sorted({len(row) for row in rows.values()})}. Play those missing"
-            )
-        return np.array(list(rows.values()), bool)
+        results = [
+            Result(e.id, e.sample, e.conduct) for e in self.episodes if e.twin == twin
+        ]
+        return happened(results, wanted, of=f"{twin} task")
 
 
 def _episode(row: dict[str, Any]) -> Episode:

@@ -1,6 +1,5 @@
 """Episodes: code, what the tests say of it, and code again, until something gives."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +11,9 @@ from emoreg.behavior.impossible.episode_table import Episodes
 from emoreg.behavior.impossible.game import Game
 from emoreg.behavior.impossible.tasks import Task, tasks_hash
 from emoreg.behavior.sandbox.sandbox import Sandbox
+from emoreg.behavior.turns import next_replies, rates_so_far
 from emoreg.writing.journal import Journal
-from emoreg.writing.writer import Prompt, Writer, own_seed
+from emoreg.writing.writer import Writer
 
 TOKENS = 384
 """Longest reply. The packaged solutions take at most half of it."""
@@ -76,7 +76,7 @@ def play(
     said = tqdm(total=len(games), desc="Episodes", unit="episode", disable=quiet)
     with said as bar, ThreadPoolExecutor(THREADS) as pool:
         while playing := [game for game in games if not game.over]:
-            _turn(pool, sandbox, _replies(playing, writer, journal, settings))
+            _turn(pool, sandbox, next_replies(playing, writer, journal, settings))
             bar.update(sum(game.over for game in playing))
             bar.set_postfix(_rates(games))
     episodes = tuple(game.episode for game in games if game.episode)
@@ -93,36 +93,8 @@ def _turn(
     list(pool.map(lambda turn: turn[0].take(turn[1], sandbox), given))
 
 
-def _replies(
-    games: Sequence[Game],
-    writer: Writer,
-    journal: Journal,
-    settings: Mapping[str, Any],
-) -> Iterator[tuple[Game, str]]:
-    """Yield each game's next reply, those that the journal holds first."""
-    keys = [(game.key, game.turn) for game in games]
-    for game, key in zip(games, keys, strict=True):
-        if key in journal.answers:
-            yield game, journal.answers[key]
-    prompts = [
-        Prompt(
-            messages=tuple(game.messages),
-            seed=own_seed(settings["seed"], *key),
-            tokens=settings["tokens"],
-            answered=key in journal.answers,
-        )
-        for game, key in zip(games, keys, strict=True)
-    ]
-    for place, reply in writer.answers(prompts):
-        journal.add(*keys[place], reply)
-        yield games[place], reply
-
-
 def _rates(games: Sequence[Game]) -> dict[str, str]:
-    """Return how often what came out so far, for the progress bar."""
-    over = [game.episode.conduct for game in games if game.episode]
-    counts = Counter(over).most_common(3)
-    return {conduct: f"{count / len(over):.0%}" for conduct, count in counts}
+    return rates_so_far(game.episode.conduct for game in games if game.episode)
 
 
 def _check(tasks: Sequence[Task], samples: int, attempts: int, tokens: int) -> None:
