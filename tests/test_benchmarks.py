@@ -22,7 +22,9 @@ from emoreg.comparison.benchmarks.items import Program, code_of
 from emoreg.comparison.benchmarks.numbers import last_number
 from emoreg.comparison.benchmarks.run import run_benchmark, usable
 from emoreg.comparison.rails import RAILS, rail_rows
+from emoreg.residual.tokens import render
 from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.writing.local import LocalWriter
 from emoreg.writing.writer import Prompt
 
 LIMITS = Limits(seconds=20.0)
@@ -503,6 +505,53 @@ def test_other_files_or_settings_are_not_paired() -> None:
     # Where one arm was not asked, there is nothing to hold against.
     meta = {"before": {}, "after": {"guards": {"gsm8k": rail(values)}}}
     assert rail_rows(meta)[0].verdict is None
+
+
+def test_the_page_says_that_files_differ() -> None:
+    from comparison_tables import FAMILIES, synthetic
+
+    from emoreg.comparison.compare import compare
+    from emoreg.comparison.report import render as page_of
+
+    def page(file: str) -> str:
+        tables = [
+            synthetic(
+                emotions=("desperate", "upset", "worried", "calm", "serene", "pleased"),
+                layers=(18, 21),
+                n_prompts=8,
+                guards={"gsm8k": rail([0, 1] * 20, of_file)},
+            )
+            for of_file in ("a", file)
+        ]
+        return page_of(compare(*tables, roles=FAMILIES, n_resamples=100))
+
+    other = page("b")
+    assert "GSM8K, last number right" in other
+    assert "<td>not paired</td>" in other
+    assert "<td>not paired</td>" not in page("a")
+
+
+def test_replies_are_the_likeliest_tokens(
+    tiny_model: Callable[[str], Any], tokenizer: Any
+) -> None:
+    model = tiny_model("llama")
+    writer = LocalWriter(model, tokenizer, temperature=running.GREEDY, batch=1)
+    said = [{"role": "user", "content": "How many?"}]
+    prompts = [Prompt(messages=tuple(said), seed=seed, tokens=20) for seed in (1, 2)]
+    replies = [reply for _, reply in writer.answers(prompts)]
+    ids = torch.tensor(
+        [
+            tokenizer(
+                render(tokenizer, said, generation_prompt=True),
+                add_special_tokens=False,
+            )["input_ids"]
+        ]
+    )
+    plain = model.generate(ids, do_sample=False, max_new_tokens=20)[0, ids.shape[1] :]
+    assert replies == [tokenizer.decode(plain, skip_special_tokens=True)] * 2
+    # The control: at a common temperature they are others, by their seeds.
+    warm = LocalWriter(model, tokenizer, temperature=0.9)
+    assert len({replies[0], *(reply for _, reply in warm.answers(prompts))}) == 3
 
 
 # -- the command -----------------------------------------------------------------------

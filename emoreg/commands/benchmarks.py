@@ -1,7 +1,8 @@
 """Benchmarks of `emoreg measure`: files of the user, asked as guard rails."""
 
 import argparse
-from contextlib import ExitStack
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,21 @@ def benchmark_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def read_benchmarks(options: argparse.Namespace) -> list[Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """The benchmarks of one command, and where their code runs."""
+
+    benchmarks: tuple[Any, ...]
+    sandbox: Any
+    """None where there is no code to run."""
+
+
+def read_benchmarks(options: argparse.Namespace) -> Asked:
     """Return the benchmarks that options name, read before a model is.
 
     Raises:
-        ValueError: If an option or a file is wrong, or a run with this `--out` was
-            cut off and `--resume` does not say to go on.
+        ValueError: If an option or a file is wrong, code can't be shut in, or a run
+            with this `--out` was cut off and `--resume` does not say to go on.
     """
     from emoreg.comparison.benchmarks.formats import read_benchmark
     from emoreg.comparison.benchmarks.run import code_sandbox, runs_code
@@ -63,36 +73,31 @@ def read_benchmarks(options: argparse.Namespace) -> list[Any]:
             f"`--out` must be new, found replies of a run that was cut off in {parts}. "
             "Go on with --resume, or delete that folder"
         )
+    sandbox = None
     if any(map(runs_code, found.values())):
-        code_sandbox(allow_weak=options.allow_weak_sandbox).close()
-    return list(found.values())
+        sandbox = code_sandbox(allow_weak=options.allow_weak_sandbox)
+    return Asked(benchmarks=tuple(found.values()), sandbox=sandbox)
 
 
 def run_benchmarks(
-    options: argparse.Namespace, benchmarks: list[Any], loaded: Any
+    options: argparse.Namespace, asked: Asked, loaded: Any
 ) -> dict[str, Any]:
     """Return a guard rail for each benchmark, and say what came of it."""
+    if not asked.benchmarks:
+        return {}
     from emoreg.behavior.provenance import model_meta
-    from emoreg.comparison.benchmarks.run import (
-        GREEDY,
-        code_sandbox,
-        run_benchmark,
-        runs_code,
-    )
+    from emoreg.comparison.benchmarks.run import GREEDY, run_benchmark, runs_code
     from emoreg.writing.local import LocalWriter
 
-    found, sandbox = {}, None
+    found = {}
     writer = LocalWriter(loaded.model, loaded.tokenizer, temperature=GREEDY)
-    with ExitStack() as stack:
-        if any(map(runs_code, benchmarks)):
-            weak = options.allow_weak_sandbox
-            sandbox = stack.enter_context(code_sandbox(allow_weak=weak))
-        for benchmark in benchmarks:
+    with asked.sandbox or nullcontext():
+        for benchmark in asked.benchmarks:
             found[benchmark.name] = run_benchmark(
                 benchmark,
                 writer,
                 _parts(options) / benchmark.name,
-                sandbox=sandbox if runs_code(benchmark) else None,
+                sandbox=asked.sandbox if runs_code(benchmark) else None,
                 about=model_meta(loaded.model),
                 quiet=options.quiet,
             )

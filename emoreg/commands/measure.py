@@ -86,11 +86,10 @@ def run(options: argparse.Namespace) -> None:
     vectors = EmotionVectors.load(options.vectors)
     reference = Reference.load(options.reference) if options.reference else None
     prompts = prompts_of(options)
-    benchmarks = read_benchmarks(options)
+    asked = read_benchmarks(options)
     loaded = load(options)
     guards = _guards(options, loaded, vectors) if options.guards else {}
-    if benchmarks:
-        guards |= run_benchmarks(options, benchmarks, loaded)
+    guards |= run_benchmarks(options, asked, loaded)
     parts = (loaded.model, loaded.tokenizer, prompts, vectors)
     how = {"reference": reference, "arm": options.arm, "guards": guards}
     if options.generate:

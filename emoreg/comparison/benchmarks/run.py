@@ -130,17 +130,8 @@ def run_benchmark(
     settings = _settings(benchmark)
     journal = Journal(folder, {**settings, **writer.settings(), **(about or {})})
     replies = _replies(benchmark, writer, journal, quiet)
-
-    def right(pair: tuple[Item, str]) -> bool:
-        item, reply = pair
-        if isinstance(item, Program):
-            assert sandbox is not None
-            return item.right(reply, sandbox)
-        return item.right(reply)
-
-    graded = list(zip(benchmark.items, replies, strict=True))
-    hits = np.array(_each(right, graded, f"Grading {benchmark.name}", quiet), bool)
-    share = proportion(hits[:, None])
+    hits = _graded(benchmark, replies, sandbox, quiet)
+    share = proportion(np.array(hits)[:, None])
     return {
         "value": share.estimate,
         "low": share.low,
@@ -151,6 +142,22 @@ def run_benchmark(
         "left_out": list(left),
         "level": None if sandbox is None else sandbox.level,
     }
+
+
+def _graded(
+    benchmark: Benchmark, replies: list[str], sandbox: Sandbox | None, quiet: bool
+) -> list[bool]:
+    """Return whether each reply is right."""
+
+    def right(pair: tuple[Item, str]) -> bool:
+        item, reply = pair
+        if isinstance(item, Program):
+            assert sandbox is not None
+            return item.right(reply, sandbox)
+        return item.right(reply)
+
+    pairs = zip(benchmark.items, replies, strict=True)
+    return _each(right, pairs, f"Grading {benchmark.name}", quiet)
 
 
 def _settings(benchmark: Benchmark) -> dict[str, Any]:
