@@ -41,6 +41,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar=("BEFORE", "AFTER"),
         help="Tables of `emoreg behave --suite impossible-code` of both models.",
     )
+    command.add_argument(
+        "--cross",
+        type=Path,
+        nargs=3,
+        metavar=("BEFORE", "CROSS", "AFTER"),
+        help="Tables of `emoreg measure --generate` of both models, and between them "
+        "the base model's reading of what the other one wrote.",
+    )
     vectors_option(command)
     command.add_argument("--seed", type=int, default=0, help="Of the bootstraps.")
     command.add_argument("--out", type=Path, required=True)
@@ -57,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     arms = named_files(options.arm)
     pair = zip(("before", "after"), options.conduct or (), strict=False)
     played = {name: Episodes.load(path) for name, path in pair}
+    own = zip(("before", "cross", "after"), options.cross or (), strict=False)
     files = {"before": options.before, "after": options.after, **arms}
     found = audit(
         Readings.load(options.before),
@@ -70,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
             if beside(path).is_file()
         },
         conduct=played,
+        cross={name: Readings.load(path) for name, path in own},
         seed=options.seed,
     )
     page = found.save(options.out)

@@ -61,8 +61,7 @@ def compare(
         after: Readings of the model trained with the terms.
         arms: Further models by name; "control" is the one trained equally long on
             the same data without terms, and tells what the terms did.
-        roles: `Corpus.roles()`, or a mapping of family names to emotions; the
-            packaged roles by default.
+        roles: Emotions by family, or `Corpus.roles()`; the packaged roles by default.
         gate: Readings of the reference model on other prompts (`dev`), which decide
             where a ratio is given. Without it the same prompts decide.
         reference_units: "sigma_ref" and "success_level", [reader][layer][emotion];
@@ -74,13 +73,11 @@ def compare(
         behavior: What each arm's model would rather do, by arm, "before" and "after"
             among them (`emoreg behave`); no part of the verdict.
         conduct: What each arm's model did on impossible tasks, likewise.
-        cross: The reference's reading of what the model of `after` wrote, where both
-            tables are on-policy: tells words from state (`emoreg.comparison.cross`).
+        cross: The reference's reading of what `after` wrote (`cross_reading`).
 
     Raises:
-        ValueError: If the tables do not speak of the same vectors, prompts, readers,
-            layers and emotions, or hold one outcome class only; or if the tables of
-            behavior are of other texts, or of other models than the readings.
+        ValueError: If tables are not of the same vectors, prompts, readers, layers and
+            emotions, have one outcome alone, or are of other texts or models.
     """
     tables = {n: t.own() for n, t in checked_arms(before, after, arms).items()}
     gate = None if gate is None else gate.own()
@@ -93,10 +90,9 @@ def compare(
     )
     more = {"changes": _paired(found), "rounds": _by_round(found, tables, aligned)}
     more |= _on_plane(found, aligned)
-    if cross is not None:
-        more["cross"] = _across(found, tables, cross.own(), aligned)
     more["transcripts"] = kept_in_both(before.meta, after.meta)
-    return replace(found, behavior=own, conduct=played, **more)
+    more |= {"behavior": own, "conduct": played}
+    return replace(found, cross=_across(found, tables, cross, aligned), **more)
 
 
 def _compared(
@@ -160,14 +156,16 @@ def _compared(
 def _across(
     found: Comparison,
     tables: Mapping[str, Readings],
-    cross: Readings,
+    cross: Readings | None,
     aligned: Aligned,
-) -> CrossReading:
+) -> CrossReading | None:
     """Return the headline targets' change in its parts, text and state."""
+    if cross is None:
+        return None
     settings = found.settings
     return cross_reading(
         tables["before"],
-        cross,
+        cross.own(),
         tables["after"],
         units=aligned.units,
         families=found.families,

@@ -155,8 +155,8 @@ def cross_reading(
         ValueError: If the tables don't belong together (`check_cross`).
     """
     check_cross(before, cross, after)
-    tables = {"before": before, "cross": cross, "after": after}
-    twins, dropped = on_common_prompts(tables, POSITION)
+    three = {"before": before, "cross": cross, "after": after}
+    twins, dropped = on_common_prompts(three, POSITION)
     members = [[before.emotions.index(e) for e in f] for f in families.values()]
     names = (*before.emotions, *families)
     at = [names.index(target) for target in targets]
@@ -169,14 +169,12 @@ def cross_reading(
             pooled = values[:, own][:, places].mean(axis=1)[:, at]
             versions.setdefault(version, []).append(pooled)
     how = {"seed": seed, "n_resamples": n_resamples}
-    rows = [
-        CrossRow(target=target, version=version, split=split(*parts, **how))
-        for version, three in versions.items()
-        for column, target in enumerate(targets)
-        for parts in [[values[:, column] for values in three]]
-    ]
     return CrossReading(
-        rows=tuple(rows),
+        rows=tuple(
+            CrossRow(target=t, version=v, split=split(*(x[:, k] for x in found), **how))
+            for v, found in versions.items()
+            for k, t in enumerate(targets)
+        ),
         n=len(twins["before"].prompts),
         dropped=dropped,
         samples=after.meta.get("samples"),

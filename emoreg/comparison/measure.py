@@ -20,7 +20,7 @@ from emoreg.losses.presets import check_same_vectors
 from emoreg.residual.layers import LayerPlan, model_name, num_layers
 from emoreg.training.reference import Reference, as_conversations
 from emoreg.vectors.emotion_vectors import EmotionVectors
-from emoreg.vectors.reading import Segment, read_conversations
+from emoreg.vectors.reading import Segment, TurnReadings, read_conversations
 from emoreg.vectors.transcripts import Conversation, Transcript
 
 
@@ -40,18 +40,15 @@ def measure(
 ) -> Readings:
     """Return readings at decision tokens and over Assistant turns, teacher-forced.
 
-    The given text is read and nothing is sampled, so that a difference between two
-    models is one of state and not of wording.
+    Nothing is sampled: a difference between two models is of state, not of wording.
 
     Args:
         model: The model, with or without an adapter.
         tokenizer: Its tokenizer.
         prompts: Twins, or conversations with an outcome per Assistant turn.
-        vectors: The model's emotion vectors; every reader in them is used, those of
-            their audit among them. Random directions are not: they are a control of
-            live readings and of training arms, and no verdict rests on them.
-        samples: By conversation's id, which of a prompt's sampled replies it ends in
-            (`emoreg.comparison.on_policy`); the table then has these last turns alone.
+        vectors: The model's emotion vectors; every reader in them is used, the audit's
+            too, but no random directions: no verdict rests on them.
+        samples: Which sampled reply each ends in, by its id; then that turn alone.
         reference: Gives the table its units, so that thresholds are one everywhere.
         arm: Name of the model in comparisons.
         guards: Guard rails measured beside (`emoreg.comparison.guards`).
@@ -67,31 +64,19 @@ def measure(
     if reference is not None:
         check_same_vectors(reference, vectors)
     conversations = as_conversations(prompts)
+    parts: Any = (model, tokenizer, conversations, vectors)
+    how: Any = {"budget": budget, "quiet": quiet}
+    said = f"Measuring {arm}".strip()
     read = read_conversations(
-        model,
-        tokenizer,
-        conversations,
-        vectors,
-        readers=vectors.all_readers,
-        budget=budget,
-        description=f"Measuring {arm}".strip(),
-        quiet=quiet,
+        *parts, readers=vectors.all_readers, description=said, **how
     )
-    schema = SEGMENT_SCHEMA
     if samples:
         read = sampled_turns(read, conversations)
-        schema = pa.schema([*schema, *SAMPLE_FIELDS])
-    rows = [
-        _row(s, conversations[s.conversation], samples or {}) for s in read.segments
-    ]
     meta = _meta(model, conversations, vectors, reference)
     if reference is not None:
-        seen = chosen(conversations, texts)
-        how: Any = {"reference": reference, "budget": budget, "quiet": quiet}
-        found = read_tokens(model, tokenizer, seen, vectors, **how)
-        meta["transcripts"] = [text.described() for text in found]
+        meta["transcripts"] = _transcripts(parts, reference, texts, how)
     return Readings(
-        segments=pa.Table.from_pylist(rows, schema=schema),
+        segments=_segments(read, conversations, samples or {}),
         values=read.values,
         resid_norm=read.resid_norm,
         readers=vectors.all_readers,
@@ -99,6 +84,16 @@ def measure(
         emotions=vectors.emotions,
         meta={**meta, "arm": arm, "guards": guards or {}},
     )
+
+
+def _transcripts(
+    parts: tuple[Any, ...], reference: Reference, texts: int, how: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return some conversations token by token, as a table's `meta` keeps them."""
+    model, tokenizer, conversations, vectors = parts
+    seen = chosen(conversations, texts)
+    found = read_tokens(model, tokenizer, seen, vectors, reference=reference, **how)
+    return [text.described() for text in found]
 
 
 def _meta(
@@ -124,6 +119,18 @@ def _meta(
         "dtype": str(next(model.parameters()).dtype),
         "software": {n: version(n) for n in ("torch", "transformers", "emoreg")},
     }
+
+
+def _segments(
+    read: TurnReadings,
+    conversations: Sequence[Conversation],
+    samples: Mapping[str, Sample],
+) -> pa.Table:
+    more = SAMPLE_FIELDS if samples else ()
+    return pa.Table.from_pylist(
+        [_row(s, conversations[s.conversation], samples) for s in read.segments],
+        schema=pa.schema([*SEGMENT_SCHEMA, *more]),
+    )
 
 
 def _row(

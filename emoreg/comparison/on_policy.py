@@ -32,6 +32,7 @@ from emoreg.writing.writer import Prompt, Writer, own_seed
 
 SAMPLES, TOKENS, AT_A_TIME = 4, 128, 8
 """Replies to a prompt, longest reply, and replies written at a time."""
+TEMPERATURE = 0.9
 
 
 @final
@@ -68,24 +69,19 @@ def measure_on_policy(
 ) -> Readings:
     """Let the model write each prompt's last Assistant turn, and read what it wrote.
 
-    The table has the sampled turn alone, a row for each sample. Its decision token
-    stands before the reply, so that what is read there is the history's doing; the
-    reply's own readings are those of the Assistant tokens.
-
-    Replies are kept beside the table as they come, so that a run that was cut off goes
-    on and ends in the same files.
+    The table has the sampled turn alone, a row for each sample. Replies are kept beside
+    it as they come: a run that was cut off goes on and ends in the same files.
 
     Args:
         model: The model, with or without an adapter.
         tokenizer: Its tokenizer.
         prompts: As in `measure`; each must end in an Assistant turn.
         vectors: The model's emotion vectors.
-        out: The table. The conversations go beside it, `<name>.conversations.jsonl`.
-        samples: Replies to each prompt. More narrow the noise of sampling within a
-            prompt; intervals are over prompts all the same.
+        out: The table; beside it goes the text, `<name>.conversations.jsonl`.
+        samples: Replies to each prompt. More narrow the noise within a prompt.
         tokens: Longest reply.
-        seed: Every reply's own seed is made of it, of the prompt's id and the sample's
-            number, so that the models that are compared draw alike.
+        seed: With the prompt's id and the sample's number it makes a reply's own seed,
+            so that the models that are compared draw alike.
         at_a_time: Replies written in one batch.
         reference: Gives the table its units.
         arm: Name of the model in comparisons.
@@ -93,41 +89,23 @@ def measure_on_policy(
         quiet: No progress bar.
 
     Raises:
-        ValueError: If a prompt doesn't end in an Assistant turn, has no id of its own,
-            or is too long; or the vectors are another model's.
+        ValueError: If a prompt can't be asked, or the vectors are another model's.
     """
     vectors.check_model(d_model=d_model(model), num_layers=num_layers(model))
     if reference is not None:
         check_same_vectors(reference, vectors)
-    writer = LocalWriter(model, tokenizer, batch=at_a_time)
+    writer = LocalWriter(model, tokenizer, batch=at_a_time, temperature=TEMPERATURE)
+    asked, about = as_conversations(prompts), model_meta(model)
     drawn = {"samples": samples, "tokens": tokens, "seed": seed}
-    asked = as_conversations(prompts)
     kept = out.with_name(f"{out.stem}.replies")
-    written = write_turns(
-        writer, tokenizer, asked, kept, **drawn, about=model_meta(model), quiet=quiet
-    )
+    told: Any = {**drawn, "about": about, "quiet": quiet}
+    written = write_turns(writer, tokenizer, asked, kept, **told)
     written.save(out.with_name(f"{out.stem}.conversations.jsonl"))
-    found = measure(
-        model,
-        tokenizer,
-        written.conversations,
-        vectors,
-        samples=written.samples,
-        reference=reference,
-        arm=arm,
-        guards=guards,
-        quiet=quiet,
-    )
-    settings = {k: v for k, v in writer.settings().items() if k != "model"}
-    own = {
-        "text": ON_POLICY,
-        "text_hash": found.meta["prompts_hash"],
-        "prompts_hash": prompts_hash(_open(asked)),
-        "generation": {"tokens": tokens, **settings},
-        "samples": samples,
-        "seed": seed,
-        "adapter_hash": model_meta(model)["adapter"],
-    }
+    how: Any = {"reference": reference, "arm": arm, "guards": guards, "quiet": quiet}
+    parts: Any = (model, tokenizer, written.conversations, vectors)
+    found = measure(*parts, samples=written.samples, **how)
+    own = {**_drawn_meta(asked, **drawn), "adapter_hash": about["adapter"]}
+    own["text_hash"] = found.meta["prompts_hash"]
     table = replace(found, meta={**found.meta, **own})
     table.save(out)
     _forget(kept)
@@ -267,6 +245,19 @@ def _open(prompts: Sequence[Conversation]) -> list[Conversation]:
             "found one twice. Rename it"
         )
     return [replace(prompt, messages=prompt.messages[:-1]) for prompt in prompts]
+
+
+def _drawn_meta(
+    asked: Sequence[Conversation], *, samples: int, tokens: int, seed: int
+) -> dict[str, Any]:
+    """Return what tells an on-policy table from others, and two of them apart."""
+    return {
+        "text": ON_POLICY,
+        "prompts_hash": prompts_hash(_open(asked)),
+        "generation": {"tokens": tokens, "temperature": TEMPERATURE},
+        "samples": samples,
+        "seed": seed,
+    }
 
 
 def _ending_in(prompt: Conversation, reply: str, number: int) -> Conversation:
