@@ -281,6 +281,22 @@ FORGERS = {
         "    sys.modules['builtins'].AssertionError = ValueError\n"
         "    return 0"
     ),
+    "answers very deep": (
+        "def up_1(x):\n"
+        "    held = 3\n"
+        "    for _ in range(400): held = [held]\n"
+        "    return held"
+    ),
+    "answers no value": (
+        "import os\n"
+        "def up_1(x):\n"
+        "    for end in range(3, 64):\n"
+        "        for what in ('{\"dict\": 5}', '{}', '{\"other\": 3}', '[' * 9999):\n"
+        '            text = \'{"id": 1, "value": %s}\\n\' % what\n'
+        "            try: os.write(end, text.encode())\n"
+        "            except OSError: pass\n"
+        "    return 0"
+    ),
     "changes what is right": (
         "import builtins, math\n"
         "math.isclose = lambda *a: True\n"
@@ -618,6 +634,23 @@ def test_a_model_is_asked_all_three_greedily(
     assert not (folder / "a.parquet.benchmarks").exists()
     rows = rail_rows({"before": {"guards": a}, "after": {"guards": b}})
     assert {row.verdict for row in rows} == {"not shown"}
+
+
+def test_a_command_that_was_cut_off_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emoreg.cli import main
+
+    monkeypatch.setattr(running, "TOKENS", 8)
+    asked = command(folder, "--benchmark", "gsm8k=@gsm8k.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr("emoreg.commands.measure.forget_replies", lambda _: None)
+        assert main(asked) == 0
+    assert main(asked) == 2
+    # All replies are there, so none is written again.
+    monkeypatch.setattr(LocalWriter, "_sample", None)
+    assert main([*asked, "--resume"]) == 0
+    assert not (folder / "t.parquet.benchmarks").exists()
 
 
 def test_the_command_refuses_before_a_model_is_loaded(

@@ -83,7 +83,7 @@ def _talk(asking: Process, process: Process, until: float) -> None:
 
 
 def _value(process: Process, call: dict[str, Any], until: float) -> Any:
-    """Return what the code gives for a call, encoded anew from literals."""
+    """Return what the code gives for a call, encoded."""
     name = one_line(str(call["function"]))
     _literal({"tuple": call["arguments"]}, f"an argument of {name}")
     _literal({"tuple": [*call["keywords"].values()]}, f"an argument of {name}")
@@ -93,7 +93,7 @@ def _value(process: Process, call: dict[str, Any], until: float) -> Any:
         raise _Ended("failed", f"{name} raised {exception_of(given)}")
     if "value" not in given:
         raise _Ended("error", f"{name} ended its process without an answer")
-    return answers.encoded(_literal(given["value"], f"what {name} gave"))
+    return _literal(given["value"], f"what {name} gave")
 
 
 def _told(process: Process, number: int, until: float, who: str) -> dict[str, Any]:
@@ -104,10 +104,11 @@ def _told(process: Process, number: int, until: float, who: str) -> dict[str, An
 
 
 def _literal(value: Any, what: str) -> Any:
+    """Return an encoded value, encoded anew from the literal that it stands for."""
     try:
         found = answers.decoded(value)
         if is_literal(found):
-            return found
+            return answers.encoded(found)
     except (ValueError, TypeError, RecursionError, OverflowError):
         pass
     raise _Ended("failed", f"{what} must be made of literals, and is not")
