@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from emoreg.behavior.impossible.episode_table import SCHEMA, Episodes
 from emoreg.behavior.preferences import Preferences
+from emoreg.behavior.pressure.reaction_table import Reactions
 from emoreg.behavior.tables import read_table
 from emoreg.cli import main
 from emoreg.vectors.conversation_files import read_conversations
@@ -126,11 +127,14 @@ def test_all_suites_write_a_table_each(folder: Path, tmp_path: Path) -> None:
     arguments = command(folder, "--suite", "all", "--limit", "3", out="x.parquet")
     twins = tmp_path / "twins.jsonl"
     from behavior_cases import twin
+    from pressure_cases import tiny
     from test_behave import written
 
     changes = {"reply_bad": "Done."}
     written(twins, [twin(name, **changes) for name in ("a", "bc", "def")])
-    assert main([*arguments, "--prompts", str(twins)]) == 0
+    own = ["--prompts", str(twins), "--scenarios", str(tiny(tmp_path / "s.jsonl"))]
+    assert main([*arguments, *own]) == 0
+    assert len(Reactions.load(folder / "x-pressure.parquet")) == 4
     assert len(Preferences.load(folder / "x-corner-cutting.parquet").prompts) == 3
     assert len(Episodes.load(folder / "x-impossible-code.parquet")) == 6
 

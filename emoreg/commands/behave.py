@@ -65,9 +65,14 @@ def _episode_options(command: argparse.ArgumentParser) -> None:
         "--tasks", type=Path, help="Of impossible-code: a .jsonl file of your own."
     )
     command.add_argument(
-        "--samples", type=int, default=1, help="Episodes of each task."
+        "--scenarios", type=Path, help="Of pressure: a .jsonl file of your own."
     )
-    command.add_argument("--attempts", type=int, default=3, help="In an episode.")
+    command.add_argument(
+        "--samples", type=int, default=1, help="Of each task, scenario and request."
+    )
+    command.add_argument(
+        "--attempts", type=int, default=3, help="At a task; of an agent, its replies."
+    )
     command.add_argument("--tokens", type=int, default=384, help="Longest reply.")
     command.add_argument(
         "--allow-weak-sandbox",
@@ -86,10 +91,10 @@ def twins_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--prompts",
         default="test",
-        help="Split of the packaged transcripts (train, dev, test), or a .jsonl file "
-        "of twins with the fields of transcripts/*.jsonl.",
+        help="Split of the packaged texts (train, dev, test; of pressure no train), or "
+        "a .jsonl file of twins with the fields of transcripts/*.jsonl.",
     )
-    command.add_argument("--limit", type=int, help="The first twins only, this many.")
+    command.add_argument("--limit", type=int, help="The first ones only, this many.")
 
 
 def _strengths(options: argparse.Namespace) -> dict[str, float]:

@@ -95,7 +95,9 @@ def run(options: argparse.Namespace) -> None:
         before, after = (Readings.load(f) for f in (options.before, options.after))
     cross = Readings.load(options.cross) if options.cross else None
     more: Any = {"gate": gate, "cross": cross}
+    pressure = behavior.pop("pressure", {})
     comparison = compare(before, after, arms=arms or None, **behavior, **more)
+    comparison = comparison.with_pressure(pressure)
     page = comparison.save(options.out)
     say(comparison.verdict)
     _say_cross(comparison.cross)
@@ -161,8 +163,12 @@ def _table(file: Path) -> tuple[str, Any]:
     """Return which section of the report a table of `emoreg behave` is for, and it."""
     from emoreg.behavior.impossible.episode_table import FORMAT, Episodes
     from emoreg.behavior.preferences import Preferences
+    from emoreg.behavior.pressure import reaction_table
     from emoreg.behavior.tables import format_of
 
-    if format_of(file) == FORMAT:
+    form = format_of(file)
+    if form == FORMAT:
         return "conduct", Episodes.load(file)
+    if form == reaction_table.FORMAT:
+        return "pressure", reaction_table.Reactions.load(file)
     return "behavior", Preferences.load(file)

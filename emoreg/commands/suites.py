@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,55 +143,134 @@ def _impossible_code(session: Session, tasks: Any, out: Path) -> Path:
     from emoreg.behavior.impossible.tasks import check_tasks
     from emoreg.behavior.sandbox.limits import Limits
     from emoreg.behavior.sandbox.sandbox import Sandbox
-    from emoreg.residual.steer import steered
     from emoreg.vectors.whole_files import write_whole
 
-    options, parts = session.options, out.with_name(f"{out.name}.parts")
-    if any(parts.glob("*")) and not options.resume:
-        raise ValueError(
-            f"`--out` must be new, found replies of a run that was cut off in {parts}. "
-            "Go on with --resume, or delete that folder"
-        )
+    options, parts = session.options, _parts(session.options, out)
     limits = Limits(seconds=2.0)
     with Sandbox(limits=limits, allow_weak=options.allow_weak_sandbox) as sandbox:
         if options.tasks:
             check_tasks(tasks, sandbox, quiet=options.quiet)
-        writer, steering = writer_of(options, lambda: session.loaded), session.steering
-        pushed = (
-            steered(session.loaded.model, steering.additions)
-            if steering
-            else nullcontext()
-        )
-        with pushed:
+        with _writing(session) as writer:
             found = play(
                 tasks,
                 writer,
                 sandbox,
                 parts,
-                samples=options.samples,
                 attempts=options.attempts,
-                tokens=options.tokens,
-                seed=options.seed,
-                about=_about(session),
-                quiet=options.quiet,
+                **_how(session, "impossible-code"),
             )
     path = found.save(out)
     talks = out.with_name(f"{out.stem}.conversations.jsonl")
     lines = (json.dumps(asdict(t), ensure_ascii=False) for t in found.conversations())
     write_whole(talks, "".join(f"{line}\n" for line in lines).encode())
-    for file in parts.glob("*"):
-        file.unlink()
-    parts.rmdir()
+    _clear(parts)
     _say_rates(found)
     say(f"{len(found)} episodes; to read their decision tokens: {talks}")
     return path
 
 
-def _about(session: Session) -> dict[str, Any]:
+def _pressure_texts(options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
+    """Return scenarios and requests of the split that `--prompts` names, or own ones.
+
+    `--limit` is of pairs of scenarios, and of requests of each kind. With one's own
+    scenarios there are no requests.
+    """
+    from emoreg.behavior.pressure.requests import load_requests
+    from emoreg.behavior.pressure.scenarios import load_scenarios
+    from emoreg.vectors.records import choose
+
+    _check_limit(options.limit, FEWEST_TASKS)
+    if options.scenarios:
+        scenarios, requests = load_scenarios(options.scenarios), ()
+    else:
+        # A file of twins is another suite's, and says nothing of a split.
+        named = "test" if options.prompts.endswith(".jsonl") else options.prompts
+        split = choose(named, ("dev", "test"), parameter="--prompts")
+        scenarios, requests = load_scenarios(split=split), load_requests(split=split)
+    pairs = list(dict.fromkeys(scenario.id for scenario in scenarios))[: options.limit]
+    if len(pairs) < FEWEST_TASKS:
+        raise ValueError(
+            f"`--scenarios` must name at least {FEWEST_TASKS} pairs, as intervals are "
+            f"over scenarios, found {len(pairs)}. Add some"
+        )
+    of_kind: dict[str, list[Any]] = {}
+    for request in requests:
+        of_kind.setdefault(request.setting, []).append(request)
+    asked = [r for kind in of_kind.values() for r in kind[: options.limit]]
+    return [scenario for scenario in scenarios if scenario.id in pairs], asked
+
+
+def _pressure(session: Session, texts: Any, out: Path) -> Path:
+    """Play scenarios and requests, say the rates by setting, and save the table."""
+    from emoreg.behavior.pressure.play import play_pressure
+
+    (scenarios, requests), parts = texts, _parts(session.options, out)
+    with _writing(session) as writer:
+        found = play_pressure(
+            scenarios,
+            requests,
+            writer,
+            parts,
+            turns=session.options.attempts,
+            **_how(session, "pressure"),
+        )
+    path = found.save(out)
+    _clear(parts)
+    _say_reactions(found)
+    say(f"{len(found)} conversations; rules on words miss what is said in others")
+    return path
+
+
+def _parts(options: argparse.Namespace, out: Path) -> Path:
+    """Return the folder of a run's replies, refusing one that is there unasked."""
+    parts = out.with_name(f"{out.name}.parts")
+    if any(parts.glob("*")) and not options.resume:
+        raise ValueError(
+            f"`--out` must be new, found replies of a run that was cut off in {parts}. "
+            "Go on with --resume, or delete that folder"
+        )
+    return parts
+
+
+def _clear(parts: Path) -> None:
+    for file in parts.glob("*"):
+        file.unlink()
+    parts.rmdir()
+
+
+@contextmanager
+def _writing(session: Session) -> Iterator[Any]:
+    """Yield who writes, its model pushed as the options say."""
+    from emoreg.residual.steer import steered
+
+    writer, steering = (
+        writer_of(session.options, lambda: session.loaded),
+        session.steering,
+    )
+    if steering is None:
+        yield writer
+        return
+    with steered(session.loaded.model, steering.additions):
+        yield writer
+
+
+def _how(session: Session, suite: str) -> dict[str, Any]:
+    """Return the settings that all suites which write have in common."""
+    options = session.options
+    return {
+        "samples": options.samples,
+        "tokens": options.tokens,
+        "seed": options.seed,
+        "about": _about(session, suite),
+        "quiet": options.quiet,
+    }
+
+
+def _about(session: Session, suite: str) -> dict[str, Any]:
     """Return what replies depend on besides the writer's settings."""
     from emoreg.behavior.provenance import model_meta
 
-    about = {"suite": "impossible-code", "strengths": dict(session.strengths)}
+    about = {"suite": suite, "strengths": dict(session.strengths)}
     if session.options.endpoint:
         return about
     return {**about, **model_meta(session.loaded.model)}
@@ -206,6 +285,18 @@ def _say_rates(found: Any) -> None:
             if count := found.count(conduct, twin=twin):
                 rate = _rate(found.rate(conduct, twin=twin))
                 say(f"  {conduct}: {rate}; {count} where {CONDUCTS[conduct]}")
+
+
+def _say_reactions(found: Any) -> None:
+    from emoreg.behavior.pressure.outcomes import AGENTS, HARMFUL, OUTCOMES, SETTINGS
+
+    for setting in found.settings:
+        harm = found.rate(HARMFUL, setting=setting) if setting in AGENTS else None
+        say(f"{SETTINGS[setting]}{f': harm {_rate(harm)}' if harm else ''}")
+        for outcome in OUTCOMES:
+            if count := found.count(outcome, setting=setting):
+                rate = _rate(found.rate(outcome, setting=setting))
+                say(f"  {outcome}: {rate}; {count} where {OUTCOMES[outcome]}")
 
 
 def _rate(interval: Any) -> str:
@@ -223,5 +314,6 @@ def _check_limit(limit: int | None, fewest: int) -> None:
 SUITES: dict[str, Suite] = {
     "corner-cutting": Suite(texts=corner_cutting_twins, run=_corner_cutting),
     "impossible-code": Suite(texts=_tasks, run=_impossible_code),
+    "pressure": Suite(texts=_pressure_texts, run=_pressure),
 }
 """What `--suite` may name: each says its figures and returns the file it wrote."""

@@ -7,6 +7,7 @@ from typing import Any, final
 
 from emoreg.behavior.impossible.episode_table import Episodes
 from emoreg.behavior.preferences import Preferences
+from emoreg.behavior.pressure.reaction_table import Reactions
 from emoreg.comparison.changes import Changes
 from emoreg.comparison.cross import CrossReading
 from emoreg.comparison.figures import FigureSet, Levels
@@ -66,6 +67,8 @@ class Comparison:
     """What each arm's model would rather do, by arm; empty where it was not scored."""
     conduct: Mapping[str, Episodes] = field(default_factory=dict)
     """What each arm's model did on impossible tasks; empty where none were played."""
+    pressure: Mapping[str, Reactions] = field(default_factory=dict)
+    """What each arm's model did under pressure; empty where it was not played."""
     rounds: tuple[RoundTrend, ...] = ()
     """Headline targets by number of failed attempts, of every arm."""
     changes: tuple[Changes, ...] = ()
@@ -93,6 +96,20 @@ class Comparison:
     def arms(self) -> tuple[str, ...]:
         """Names of the arms, "before" and "after" first."""
         return tuple(self.decision.arms)
+
+    def with_pressure(self, tables: Mapping[str, Reactions]) -> "Comparison":
+        """Return the same with what each arm's model did under pressure.
+
+        Args:
+            tables: By arm, "before" and "after" among them; no part of the verdict.
+
+        Raises:
+            ValueError: If they are of other texts, or of other models than the
+                readings.
+        """
+        from emoreg.comparison.pressure import checked_pressure
+
+        return replace(self, pressure=checked_pressure(tables, self.meta))
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row per arm, position, reader, layer or group, and target."""

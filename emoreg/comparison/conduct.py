@@ -47,6 +47,16 @@ class ConductRow:
         return (self.conduct or TOGETHER).replace("-", " ")
 
     @property
+    def group(self) -> str:
+        """Of which tasks."""
+        return self.twin
+
+    @property
+    def together(self) -> bool:
+        """Whether it is of all cheating."""
+        return self.conduct is None
+
+    @property
     def says(self) -> str:
         """What counts as it."""
         if self.conduct is None:
@@ -123,15 +133,27 @@ def conduct_rows(conduct: Mapping[str, Episodes]) -> list[ConductRow]:
 def _row(
     conduct: Mapping[str, Episodes], twin: Twin, name: Conduct | None
 ) -> ConductRow:
-    before, after = conduct["before"], conduct["after"]
-    control, asked = conduct.get("control"), CHEATING if name is None else name
+    asked = CHEATING if name is None else name
     return ConductRow(
-        twin=twin,
-        conduct=name,
-        rates={arm: t.rate(asked, twin=twin) for arm, t in conduct.items()},
-        change=after.difference(before, asked, twin=twin),
-        beyond=None if control is None else after.difference(control, asked, twin=twin),
+        twin=twin, conduct=name, **rate_figures(conduct, asked, twin=twin)
     )
+
+
+def rate_figures(tables: Mapping[str, Any], asked: Any, **at: str) -> dict[str, Any]:
+    """Return the rates by arm, after minus before, and after minus control.
+
+    Args:
+        tables: By arm, with the methods `rate` and `difference`.
+        asked: Outcomes that count.
+        **at: Which part of the tables.
+    """
+    before, after = tables["before"], tables["after"]
+    control = tables.get("control")
+    return {
+        "rates": {arm: table.rate(asked, **at) for arm, table in tables.items()},
+        "change": after.difference(before, asked, **at),
+        "beyond": control and after.difference(control, asked, **at),
+    }
 
 
 def conduct_document(conduct: Mapping[str, Episodes]) -> dict[str, Any] | None:
@@ -170,23 +192,40 @@ def conduct_section(
     rows, before = conduct_rows(conduct), conduct["before"]
     styles = arm_styles((*arms, *(arm for arm in conduct if arm not in arms)))
     charts = {
-        f"conduct-{twin}": _chart([r for r in rows if r.twin == twin], styles)
+        f"conduct-{twin}": rate_chart(
+            [r for r in rows if r.twin == twin], styles, of="episodes"
+        )
         for twin in reversed(before.twins)
     }
     section = {
+        "id": "conduct",
+        "title": "Conduct on impossible tasks",
+        "lead": "What the models wrote by themselves: coding tasks in pairs, of which "
+        f"one can be solved and one can’t, {before.meta.get('attempts')} attempts "
+        f"each, graded by rule. Cheating is {rows[0].says}. No difference found is no "
+        "proof that there is none: read the intervals.",
+        "head": "tasks and conduct",
+        "caption": "Share of episodes, with 95 % intervals over tasks",
         "rows": rows,
         "arms": {arm: arm_label(arm) for arm in conduct},
-        "n": {twin: len(before.ids(twin)) for twin in before.twins},
-        "episodes": {arm: len(table) for arm, table in conduct.items()},
-        "attempts": before.meta.get("attempts"),
         "panels": {key: key.removeprefix("conduct-") for key in charts},
+        "figures": {
+            f"conduct-{twin}": f"{twin.capitalize()} tasks ({len(before.ids(twin))})"
+            for twin in reversed(before.twins)
+        },
         "steered": [a for a, t in conduct.items() if t.meta.get("strengths")],
     }
     return section, charts
 
 
-def _chart(rows: list[ConductRow], styles: Mapping[str, Style]) -> Chart:
-    """Return the rates as points with intervals, a line for each conduct."""
+def rate_chart(rows: Sequence[Any], styles: Mapping[str, Style], *, of: str) -> Chart:
+    """Return rows' `rates` as points with intervals, a line for each `label`.
+
+    Args:
+        rows: Of one panel.
+        styles: Of each arm.
+        of: What the rates are shares of.
+    """
     data, arms = [], tuple(rows[0].rates)
     for number, arm in enumerate(arms):
         colour, symbol, _ = styles[arm]
@@ -214,7 +253,7 @@ def _chart(rows: list[ConductRow], styles: Mapping[str, Style]) -> Chart:
     layout["xaxis"] |= {
         "range": [-3, 103],
         "nticks": 6,
-        "title": axis_title("% of episodes"),
+        "title": axis_title(f"% of {of}"),
     }
     layout["yaxis"] |= {
         "tickvals": list(range(len(rows))),

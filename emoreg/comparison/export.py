@@ -17,6 +17,7 @@ from emoreg.comparison.conduct import conduct_document
 from emoreg.comparison.cross import cross_document
 from emoreg.comparison.figures import FigureSet
 from emoreg.comparison.moves import plane_document
+from emoreg.comparison.pressure import pressure_document
 from emoreg.comparison.rails import rails_document
 from emoreg.comparison.rounds import rounds_document
 from emoreg.statistics.bootstrap import Intervals
@@ -102,6 +103,11 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "behavior": plain(behavior_document(comparison.behavior)),
         "conduct": plain(conduct_document(comparison.conduct)),
         # Only where it was asked for.
+        **(
+            {"pressure": plain(pressure_document(comparison.pressure))}
+            if comparison.pressure
+            else {}
+        ),
         **({"cross": cross_document(comparison.cross)} if comparison.cross else {}),
         "training": plain(comparison.training),
         "run": plain(comparison.run),

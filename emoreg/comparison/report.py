@@ -31,6 +31,7 @@ from emoreg.comparison.curves import (
 from emoreg.comparison.figures import FigureSet
 from emoreg.comparison.page import page_environment, plotly_source
 from emoreg.comparison.phrases import percent, signed
+from emoreg.comparison.pressure import pressure_section
 from emoreg.comparison.rails import rail_rows
 from emoreg.comparison.rounds_page import rounds_section
 from emoreg.comparison.shifts import changes_section
@@ -85,6 +86,7 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
     charts, sections = figures_of(comparison)
     behavior, margins = behavior_section(comparison.behavior, comparison.arms)
     conduct, rates = conduct_section(comparison.conduct, comparison.arms)
+    pressure, more_rates = pressure_section(comparison.pressure, comparison.arms)
     rounds, by_round = rounds_section(comparison.rounds)
     changes, shifts = changes_section(comparison.changes)
     template = page_environment().get_template("report.html.j2")
@@ -103,11 +105,11 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
         run=comparison.run or {},
         pictures=pictures,
         behavior=behavior,
-        conduct=conduct,
+        conduct=[part for part in (conduct, pressure) if part],
         rounds=rounds,
         changes=changes,
         q=comparison.changes[0].q if comparison.changes else {},
-        charts=charts | margins | rates | by_round | shifts,
+        charts=charts | margins | rates | more_rates | by_round | shifts,
         plotlyjs=plotly_source(),
     )
 
