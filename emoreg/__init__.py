@@ -32,11 +32,14 @@ if TYPE_CHECKING:
     from emoreg.losses.caps import caps
     from emoreg.losses.contrast import ContrastPenalty
     from emoreg.losses.energy import EnergyDistance
+    from emoreg.losses.jumps import JumpPenalty
     from emoreg.losses.preventative import PreventativeSteering
     from emoreg.losses.reroute import RerouteAnchor
+    from emoreg.losses.spikes import SpikePenalty
     from emoreg.losses.state_anchor import StateAnchor
     from emoreg.losses.steered import SteeredRobustness
     from emoreg.losses.targets import Targets
+    from emoreg.losses.twins import TwinPenalty
     from emoreg.residual.capping import capped
     from emoreg.residual.capture import capture
     from emoreg.training.adapters import (
@@ -46,9 +49,11 @@ if TYPE_CHECKING:
     )
     from emoreg.training.attach import attach, detach
     from emoreg.training.doctor.doctor import doctor
+    from emoreg.training.emotion_adapter import emotion_adapter
     from emoreg.training.mixin import EmotionTrainerMixin
     from emoreg.training.outcomes.sources import Feedback, Reward
     from emoreg.training.reference import Reference, calibrate
+    from emoreg.training.spike_caps import spike_penalty
     from emoreg.training.watch import watch
     from emoreg.training.watching.alerts import Alert
     from emoreg.training.watching.monitor import Monitor
@@ -77,6 +82,7 @@ __all__ = [
     "EndpointWriter",
     "EnergyDistance",
     "Feedback",
+    "JumpPenalty",
     "LocalWriter",
     "MeaningAnchor",
     "Monitor",
@@ -87,9 +93,11 @@ __all__ = [
     "ReferenceKL",
     "RerouteAnchor",
     "Reward",
+    "SpikePenalty",
     "StateAnchor",
     "SteeredRobustness",
     "Targets",
+    "TwinPenalty",
     "VectorFitter",
     "attach",
     "audit",
@@ -102,6 +110,7 @@ __all__ = [
     "demo",
     "detach",
     "doctor",
+    "emotion_adapter",
     "extract",
     "gather_evidence",
     "lora_config",
@@ -109,6 +118,7 @@ __all__ = [
     "preflight",
     "presets",
     "speaker_probes",
+    "spike_penalty",
     "steer",
     "stories",
     "subspace_lora",
@@ -128,6 +138,7 @@ _HOMES = {
     "EndpointWriter": "emoreg.writing.endpoint",
     "EnergyDistance": "emoreg.losses.energy",
     "Feedback": "emoreg.training.outcomes.sources",
+    "JumpPenalty": "emoreg.losses.jumps",
     "LocalWriter": "emoreg.writing.local",
     "MeaningAnchor": "emoreg.losses.anchors",
     "Monitor": "emoreg.training.watching.monitor",
@@ -138,9 +149,11 @@ _HOMES = {
     "ReferenceKL": "emoreg.losses.anchors",
     "RerouteAnchor": "emoreg.losses.reroute",
     "Reward": "emoreg.training.outcomes.sources",
+    "SpikePenalty": "emoreg.losses.spikes",
     "StateAnchor": "emoreg.losses.state_anchor",
     "SteeredRobustness": "emoreg.losses.steered",
     "Targets": "emoreg.losses.targets",
+    "TwinPenalty": "emoreg.losses.twins",
     "VectorFitter": "emoreg.vectors.fit",
     "attach": "emoreg.training.attach",
     "audit": "emoreg.comparison.audit.audit",
@@ -152,12 +165,14 @@ _HOMES = {
     "compare": "emoreg.comparison.compare",
     "deflection_vectors": "emoreg.vectors.deflection",
     "doctor": "emoreg.training.doctor.doctor",
+    "emotion_adapter": "emoreg.training.emotion_adapter",
     "extract": "emoreg.vectors.extract",
     "gather_evidence": "emoreg.comparison.evidence.gather",
     "lora_config": "emoreg.training.adapters",
     "measure": "emoreg.comparison.measure",
     "preflight": "emoreg.comparison.preflight",
     "speaker_probes": "emoreg.vectors.speakers",
+    "spike_penalty": "emoreg.training.spike_caps",
     "steer": "emoreg.vectors.steering",
     "stories": "emoreg.writing.write",
     "validate": "emoreg.comparison.validate",

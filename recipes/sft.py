@@ -14,7 +14,8 @@ with a column `failed`: one number per Assistant turn, 1 where the feedback befo
 reported failure, 0 where it reported success, null where there was none yet.
 
 All flags of TRL's SFTConfig work, `--report_to wandb` among them. `--terms none` is
-the control arm: the same data, order, seed and steps without the terms.
+the control arm: the same data, order, seed and steps without the terms. `--terms
+paired` compares each failing row with its passing twin, by a column `pair`.
 """
 
 import random
@@ -48,7 +49,7 @@ class Recipe:
         metadata={"help": "File made by `emoreg calibrate`; measured now if empty."},
     )
     terms: str = field(
-        default="decouple", metadata={"help": "`decouple`, or `none` (control)."}
+        default="decouple", metadata={"help": "`decouple`, `paired`, or `none`."}
     )
     outcome: str = field(
         default="failed", metadata={"help": "Column with one failure per turn."}
@@ -63,7 +64,7 @@ class Recipe:
     band: float = field(default=0.1, metadata={"help": "Weight of the calm band."})
     meaning: float = field(default=1.0, metadata={"help": "Weight of MeaningAnchor."})
     kl: float = field(default=0.1, metadata={"help": "Weight of ReferenceKL."})
-    keep: float = field(default=0.0, metadata={"help": "Share that may stay."})
+    keep: float | None = field(default=None, metadata={"help": "Share that may stay."})
 
 
 def packaged_rows(rounds: int, twins: int, seed: int) -> Dataset:
@@ -77,6 +78,7 @@ def packaged_rows(rounds: int, twins: int, seed: int) -> Dataset:
             "prompt": list(conversation.messages[:-1]),
             "completion": list(conversation.messages[-1:]),
             "failed": list(conversation.failed),
+            "pair": conversation.pair,
         }
         for pair in pairs
         for conversation in pair
@@ -119,11 +121,12 @@ def main(recipe: Recipe, args: SFTConfig) -> Any:
         meaning=recipe.meaning,
         kl=recipe.kl,
         keep=recipe.keep,
+        paired=recipe.terms == "paired",
     )
     trainer = emoreg.attach(
         trainer,
         monitor=emoreg.Monitor(vectors),
-        terms=terms if recipe.terms == "decouple" else (),
+        terms=() if recipe.terms == "none" else terms,
         outcome=recipe.outcome,
         reference=reference,
     )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -16,16 +15,16 @@ from emoreg.comparison.figures import slope_in_standard_errors
 from emoreg.comparison.measure import measure
 from emoreg.comparison.readings import Readings
 from emoreg.residual.layers import num_layers
-from emoreg.residual.patch import Patch, patched
+from emoreg.residual.patch import patched
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.statistics.bootstrap import bootstrap_mean, bootstrap_ratio
 from emoreg.training.reference import Reference
+from emoreg.training.success_patches import success_patches
 from emoreg.validation.check import Check, Figure
 from emoreg.validation.steering import STRENGTHS, word_shifts
 from emoreg.validation.subject import Subject
 from emoreg.vectors.corpus import Corpus, Roles
 from emoreg.vectors.emotion_vectors import (
-    LDA,
     MEAN_DIFFERENCE,
     RANDOM,
     EmotionVectors,
@@ -147,30 +146,6 @@ def preflight(
         causal=_causal(subject),
         patching=_patching(slopes[0], slopes[1], seed),
     )
-
-
-def success_patches(
-    vectors: EmotionVectors, reference: Reference, roles: Roles
-) -> dict[int, Patch]:
-    """Return, per loss layer, the patch to the level after success.
-
-    Of the loss's emotions, by the readers that a loss acts on.
-    """
-    emotions = [e for e in (*roles.lower, *roles.raise_) if e in vectors.emotions]
-    patches = {}
-    for layer in reference.plan.loss:
-        rows, levels = [], []
-        for reader in (LDA, MEAN_DIFFERENCE):
-            if reader not in vectors.readers:
-                continue
-            units = vectors.unit_directions(layer=layer, reader=reader)
-            units = units[list(vectors.emotion_indices(emotions))]
-            at: Any = {"reader": reader, "layers": [layer], "emotions": emotions}
-            centre = vectors.centre[vectors.layer_index(layer)]
-            rows.append(units)
-            levels.append(reference.unit("success_level", **at)[0] + units @ centre)
-        patches[layer] = Patch.of(torch.cat(rows), torch.cat(levels))
-    return patches
 
 
 Slopes = dict[str, Float[np.ndarray, " prompt"]]

@@ -20,6 +20,7 @@ from emoreg.losses.term import (
     refuse_audit_items,
     refuse_mixed_placebo,
 )
+from emoreg.losses.twins import TwinPenalty
 from emoreg.residual.layers import LayerPlan
 from emoreg.vectors.corpus import Corpus, Roles
 from emoreg.vectors.emotion_vectors import (
@@ -93,6 +94,7 @@ def decouple(
     keep: float | None = None,
     calm_band: tuple[float, float] | None = None,
     targets: Targets | None = None,
+    paired: bool = False,
     roles: Roles | None = None,
 ) -> Terms:
     """Return the default set: contrast, calm band, meaning anchor, KL.
@@ -111,13 +113,18 @@ def decouple(
             layers and other readers keep more than the terms' own.
         calm_band: Floor and ceiling of calm after failure, in `success_std`; (0, 1).
         targets: In place of these two; training sets the weights by it.
+        paired: Compare each failing turn with its own passing twin (`TwinPenalty`) in
+            place of the mean contrast; rows need a column `pair`, and all of the
+            failure slope is asked for.
         roles: Which emotions are lowered and raised; the packaged roles when None.
 
     Raises:
         ValueError: If the reference belongs to other vectors, they have none of the
             loss emotions or readers, or an audit item or a mixed placebo is asked for,
-            or `targets` and what they stand for are both given.
+            or `targets` and what they stand for are both given, or `paired` beside
+            `keep` or `targets`.
     """
+    _check_paired(paired, keep, targets)
     keep, calm_band = _aims(targets, keep, calm_band)
     check_same_vectors(reference, vectors)
     roles = Corpus.packaged().roles() if roles is None else roles
@@ -125,10 +132,13 @@ def decouple(
     signs = _signs(vectors, roles)
     _say_how_valid(vectors, list(signs), readers)
     _refuse_audit(vectors, reference, readers, signs, roles)
+    each = contrast / len(readers)
     terms: list[AbstractTerm] = [
-        _contrast(
-            vectors, reference, r, signs, weight=contrast / len(readers), keep=keep
+        TwinPenalty(
+            _probe(vectors, reference, r, list(signs)), weight=each, name=f"twins-{r}"
         )
+        if paired
+        else _contrast(vectors, reference, r, signs, weight=each, keep=keep)
         for r in readers
     ]
     if "calm" in vectors.emotions:
@@ -137,6 +147,46 @@ def decouple(
     terms += [MeaningAnchor(stories, weight=meaning), ReferenceKL(weight=kl)]
     found = tuple(terms)
     return Terms(terms=found, reference=reference, roles=roles, targets=targets)
+
+
+def loss_probe(
+    vectors: EmotionVectors,
+    reference: ReferenceUnits,
+    *,
+    reader: str | None = None,
+    roles: Roles | None = None,
+) -> tuple[Probe, Float[Tensor, " emotion"]]:
+    """Return what a term beside the preset acts on: its probe, and a sign per emotion.
+
+    The loss's emotions at the loss's layers, 1 where they are to be lowered and -1
+    where raised: `JumpPenalty(*loss_probe(vectors, reference))`.
+
+    Args:
+        vectors: The model's emotion vectors.
+        reference: What `calibrate` measured with these vectors.
+        reader: Which directions; the first of the preset's when None.
+        roles: Which emotions are lowered and raised; the packaged roles when None.
+
+    Raises:
+        ValueError: If the reference belongs to other vectors, they have none of the
+            loss emotions or readers, or an audit item is asked for.
+    """
+    check_same_vectors(reference, vectors)
+    roles = Corpus.packaged().roles() if roles is None else roles
+    readers = _loss_readers(vectors, None if reader is None else [reader])[:1]
+    signs = _signs(vectors, roles)
+    _refuse_audit(vectors, reference, readers, signs, roles)
+    probe = _probe(vectors, reference, readers[0], list(signs))
+    return probe, torch.tensor(list(signs.values()))
+
+
+def _check_paired(paired: bool, keep: float | None, targets: Targets | None) -> None:
+    if paired and not (keep is None and targets is None):
+        raise ValueError(
+            "`keep` and `targets` must be left out beside `paired`, which asks each "
+            "failing turn to read as its passing twin did, all of the way; got "
+            f"keep={keep} and {targets}. Leave them out, or `paired`"
+        )
 
 
 def _aims(

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -94,6 +95,9 @@ class DecisionReadings:
     """In [0, 1]; NaN where unknown or where there is no segment."""
     reference: Float[Tensor, "segment layer emotion"] | None = None
     """The reference model's readings at the same tokens, where they are cached."""
+    first: Bool[Tensor, " segment"] | None = None
+    """Which segments open a conversation; any other one's turn before is the segment
+    before it. None where that is not known."""
     continues: bool = False
     """Whether an earlier part of the same optimizer step was seen already."""
 
@@ -166,6 +170,8 @@ class AbstractDecisionTerm(AbstractTerm):
     """A term on readings at the decision tokens of the trainer's own batch."""
 
     probe: AbstractProbe
+    compares: ClassVar[bool] = True
+    """Whether it has a use for the reference's readings of the same tokens."""
 
     @abstractmethod
     def __call__(self, readings: DecisionReadings, reduce: Reduce = alone) -> Tensor:

@@ -53,6 +53,23 @@ def lora_config(
     )
 
 
+def with_new_lora(model: nn.Module, vectors: EmotionVectors, *, seed: int) -> nn.Module:
+    """Return `model` with an untrained LoRA of `lora_config`, in eval mode.
+
+    Args:
+        model: The model, without an adapter.
+        vectors: Its emotion vectors.
+        seed: Of the adapter's start; the caller's random numbers stay as they are.
+    """
+    from peft import get_peft_model
+
+    base: Any = model
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tuned: Any = get_peft_model(base, lora_config(vectors))
+    return tuned.eval()
+
+
 def _trained_layers(vectors: EmotionVectors) -> list[int]:
     """Return the blocks from 0.27 of depth to the last loss layer."""
     depth = vectors.provenance.get("num_layers")

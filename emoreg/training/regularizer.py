@@ -7,18 +7,14 @@ from typing import Any, final
 
 import torch
 import torch.nn as nn
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.losses.anchors import MeaningAnchor
 from emoreg.losses.presets import Terms
-from emoreg.losses.term import (
-    AbstractDecisionTerm,
-    AbstractProbe,
-    AbstractTerm,
-    DecisionReadings,
-)
+from emoreg.losses.spikes import SpikePenalty
+from emoreg.losses.term import AbstractDecisionTerm, AbstractTerm
 from emoreg.residual.capture import Captured, capture
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.training.auxiliary import Anchor, due, run_auxiliary
@@ -30,6 +26,7 @@ from emoreg.training.ledger import Ledger
 from emoreg.training.outcomes.columns import Extras
 from emoreg.training.prevention import Prevention
 from emoreg.training.reference import Reference
+from emoreg.training.segments import Segments, seen_by
 from emoreg.training.term_weights import TermWeights
 from emoreg.training.watching.alerts import Alarm
 from emoreg.training.watching.costs import Costs
@@ -179,29 +176,37 @@ class Regularizer:
             The weighted sum of the terms on decision tokens; None where there is
             nothing to add.
         """
-        positions, turns, failure = self._segments(input_ids, extras)
+        segments = Segments.of(self.markers, input_ids, extras)
+        active = [t for t in self.decision_terms if t.weight] if training else []
+        turn = self._turns(input_ids, mask, extras, active)
         if self.monitor is not None and self.monitor.layers:
-            spoken = self.markers.assistant_tokens(input_ids, extras.starts)
-            if mask is not None and mask.shape == spoken.shape:
-                spoken &= mask.bool()  # padding after a turn that was cut
+            assert turn is not None
+            spoken = turn > 0
             self.monitor.update(
                 streams,
-                positions,
-                failure,
+                segments.positions,
+                segments.failure,
                 spoken,
                 input_ids=input_ids,
-                turns=turns,
+                turns=segments.exists,
                 thoughts=self.markers.thoughts(input_ids, spoken),
                 mode="train" if training else "eval",
             )
         if not (training and self.decision_terms):
             return None
-        total = torch.zeros((), device=failure.device)
-        rows = torch.arange(positions.shape[0], device=positions.device).unsqueeze(1)
-        for term in (term for term in self.decision_terms if term.weight):
-            at = {i: streams[i][rows, positions] for i in term.probe.layers}
+        total = torch.zeros((), device=segments.failure.device)
+        for term in active:
             place = (held or {}).get(id(term))
-            readings = _decisions(term.probe, at, failure, extras, place, totals, part)
+            readings = seen_by(
+                term,
+                streams,
+                segments,
+                turn,
+                extras,
+                place=place,
+                totals=totals,
+                part=part,
+            )
             value, name = term(readings, self.world.reduce), self.names[id(term)]
             self.ledger.add(name, value, part=part and totals is not None)
             weighted = term.weight * value
@@ -321,21 +326,21 @@ class Regularizer:
                 self.monitor.prepare(self.reference)
             self.monitor.place(device)
 
-    def _segments(
-        self, input_ids: Int[Tensor, "batch pos"], extras: Extras
-    ) -> tuple[
-        Int[Tensor, "batch turn"],
-        Bool[Tensor, "batch turn"],
-        Float[Tensor, "batch turn"],
-    ]:
-        if extras.outcomes is None:
-            empty = input_ids[:, :0]
-            return empty, empty.bool(), empty.float()
-        turns = extras.outcomes.shape[1]
-        positions, exists = self.markers.decision_positions(input_ids, turns)
-        outcomes = extras.outcomes.to(input_ids.device)
-        nan = torch.full_like(outcomes, float("nan"))
-        return positions, exists, torch.where(exists, outcomes, nan)
+    def _turns(
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        mask: Tensor | None,
+        extras: Extras,
+        active: Sequence[AbstractDecisionTerm],
+    ) -> Int[Tensor, "batch pos"] | None:
+        """Return which Assistant turn each token is of, from 1; None if none asks."""
+        watched = self.monitor is not None and self.monitor.layers
+        if not watched and not any(isinstance(t, SpikePenalty) for t in active):
+            return None
+        spoken = self.markers.assistant_tokens(input_ids, extras.starts)
+        if mask is not None and mask.shape == spoken.shape:
+            spoken &= mask.bool()  # padding after a turn that was cut
+        return self.markers.decision_tokens(input_ids).long().cumsum(1) * spoken
 
 
 def reference_of(terms: Terms | Sequence[AbstractTerm]) -> Reference | None:
@@ -347,32 +352,6 @@ def reference_of(terms: Terms | Sequence[AbstractTerm]) -> Reference | None:
 def roles_of(terms: Terms | Sequence[AbstractTerm]) -> Roles:
     """Return the roles that a preset's terms keep to, or the packaged ones."""
     return terms.roles if isinstance(terms, Terms) else Corpus.packaged().roles()
-
-
-def _decisions(
-    probe: AbstractProbe,
-    streams: dict[int, Float[Tensor, "batch turn d_model"]],
-    failure: Float[Tensor, "batch turn"],
-    extras: Extras,
-    place: slice | None,
-    totals: StepTotals | None,
-    part: bool,
-) -> DecisionReadings:
-    """Return what a term sees: one segment per turn."""
-    read = [probe.read(streams[i], layer=i) for i in probe.layers]
-    values = torch.stack(read, dim=2).flatten(0, 1)
-    held = None
-    if extras.reference is not None and place is not None:
-        flat = extras.reference[..., place].to(values.device)
-        held = flat.flatten(0, 1).unflatten(1, values.shape[1:])
-    return DecisionReadings(
-        values=values,
-        failure=failure.flatten(),
-        reference=held,
-        continues=part,
-        failing_total=None if totals is None else totals.failing,
-        succeeding_total=None if totals is None else totals.succeeding,
-    )
 
 
 def _distinct_names(terms: Sequence[AbstractTerm]) -> dict[int, str]:

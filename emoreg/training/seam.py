@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emoreg.losses.term import AbstractTerm
+from emoreg.losses.twins import TwinPenalty
 from emoreg.residual.tokens import tokenizer_of
 from emoreg.training.auxiliary import share_head
 from emoreg.training.checks import check_needs, check_trainer
@@ -35,6 +36,7 @@ from emoreg.training.outcomes.sources import (
     check_both_found,
     with_parsed_outcomes,
 )
+from emoreg.training.pairs import with_twins
 from emoreg.training.reference import Reference
 from emoreg.training.regularizer import Regularizer
 from emoreg.training.rows import cached_rows
@@ -282,7 +284,8 @@ class Seam:
             )
         dataset, markers = trainer.train_dataset, self.regularizer.markers
         check_dataset(dataset, column, layout, markers)
-        active = [term for term in self.regularizer.decision_terms if term.weight > 0]
+        terms = self.regularizer.decision_terms
+        active = [term for term in terms if term.weight > 0 and term.compares]
         start = 0
         for term in active:
             size = len(term.probe.layers) * term.probe.width
@@ -293,6 +296,9 @@ class Seam:
             rows = cached_rows(
                 trainer.model, dataset, layout, probes, markers, quiet=quiet
             )
+            twins = [self._held[id(t)] for t in active if isinstance(t, TwinPenalty)]
+            if twins:
+                rows = with_twins(rows, dataset, column, layout, twins)
             trainer.train_dataset = dataset.add_column(REFERENCE, rows)
         self._collate(column, layout)
 
