@@ -16,6 +16,7 @@ from emoreg.commands import (
     extract,
     foretell,
     measure,
+    mediate,
     preflight,
     probes,
     quickstart,
@@ -40,6 +41,7 @@ _COMMANDS = {
     "behave": behave,
     "behave dose": dose,
     "behave foretell": foretell,
+    "behave mediate": mediate,
     "audit": audit,
     "doctor": doctor,
 }
