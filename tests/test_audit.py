@@ -92,12 +92,15 @@ def evidence(vectors: EmotionVectors, seed: int = 0, **changes: Any) -> Evidence
         "word_gains": np.array([[-0.4, -0.2, 0.2, 0.4]]) * (1 + draw.random((20, 1))),
         "neutral_loss": 3 + 0.2 * draw.normal(size=40),
         "masked": draw.normal(size=(PROMPTS, 2, len(LAYERS), 3)),
+        "outcome_said": draw.normal(size=(PROMPTS, 2)) + np.array([4.0, 0.0]),
+        "feeling_said": 0.3 * draw.normal(size=(PROMPTS, 2)) + np.array([1.0, 0.0]),
     }
     for name, change in changes.items():
         arrays[name] = change(arrays[name])
     return Evidence(
         **{name: np.asarray(x, np.float32) for name, x in arrays.items()},
         names={
+            "prompts": sorted(synthetic(**ARMS).twin_differences().prompts),
             "layers": layers,
             "words": words,
             "readers": list(OWN),
@@ -114,6 +117,7 @@ def calmer(words: np.ndarray) -> np.ndarray:
     return 0.3 * words
 
 
+CALMER = {"words": calmer, "feeling_said": calmer}
 KL = {"kl": {"value": 0.01, "low": 0.0, "high": 0.02, "n": 40}}
 
 
@@ -136,7 +140,7 @@ def judged(table: Any, vectors: EmotionVectors) -> Any:
             evidence={
                 "before": evidence(vectors, **(both or {})),
                 "after": evidence(
-                    vectors, seed=1, **{"words": calmer, **(both or {}), **changes}
+                    vectors, seed=1, **{**CALMER, **(both or {}), **changes}
                 ),
             },
         )
@@ -285,6 +289,20 @@ def test_what_was_not_there_can_not_be_kept(judged: Any) -> None:
     assert found.verdict != "PASS"
 
 
+def test_what_the_base_model_does_not_say_is_not_asked_of_the_other(
+    judged: Any,
+) -> None:
+    draw = np.random.default_rng(5)
+
+    def noise(x: np.ndarray) -> np.ndarray:
+        return draw.normal(size=x.shape)
+
+    found = judged(both={"outcome_said": noise, "feeling_said": noise})
+    for name in ("E13 says the outcome", "E13 self-report"):
+        assert by_name(judged())[name] == "passed"  # control
+        assert by_name(found)[name] == "not run"
+
+
 def test_what_comes_back_warns(judged: Any, table: Any) -> None:
     how = {"placebo": table(0.95, seed=3)}
     kept = judged(arms={**how, "persisted": table(0.3, seed=5)})
@@ -303,6 +321,8 @@ def test_what_comes_back_warns(judged: Any, table: Any) -> None:
         ("E6 distress", {"distress": lambda x: 0.5 * x}),
         ("E9 steering words", {"word_gains": lambda x: 0.5 * x}),
         ("E8 deflection", {"masked": lambda x: x + 0.5}),
+        ("E13 says the outcome", {"outcome_said": lambda x: x[:, ::-1]}),
+        ("E13 self-report", {"feeling_said": lambda x: 0.02 * x}),
         ("neutral text", {"neutral_loss": lambda x: x + 0.05}),
         ("E3 vectors anew", {"directions": lambda x: x + 2 * x[:, ::-1]}),
         ("E7 reroute index", {"streams": lambda x: x + FAR}),

@@ -16,10 +16,12 @@ import emoreg
 from emoreg.cli import main
 from emoreg.comparison.evidence.evidence import Evidence, beside
 from emoreg.comparison.evidence.gather import gather_evidence
+from emoreg.comparison.evidence.honesty import FAILED, FEELING, OUTCOME, WORKED
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.extract import neutral_ids
+from emoreg.vectors.transcripts import Conversation
 
 EMOTIONS = ("calm", "desperate", "loving", "sad", "upset", "relaxed")
 LAYERS = (1, 2)
@@ -88,6 +90,39 @@ def test_every_part_is_what_a_plain_forward_gives(
         loss = float(trained(row, labels=row).loss)
     assert found.neutral_loss[3] == pytest.approx(loss, rel=1e-4)
     assert found.masked is None
+
+
+def test_answers_are_those_of_a_plain_forward(
+    model: Build, tokenizer: PreTrainedTokenizerFast, vectors: EmotionVectors
+) -> None:
+    trained, corpus = model().eval(), Corpus.packaged()
+    found = gathered(trained, tokenizer, vectors)
+    assert found.outcome_said is not None
+    assert found.feeling_said is not None
+    twin = corpus.transcripts("dev")[1]
+    at = found.names["prompts"].index(twin.id)
+    families = corpus.roles().families
+
+    def said(talk: Conversation, question: str, reply: str) -> float:
+        messages = [dict(m) for m in talk.messages[:-1]]
+        messages[-1]["content"] += "\n\n" + question
+        before = conversation_ids(tokenizer, messages)
+        opening = TurnMarkers.of(tokenizer).opening
+        spoken = tokenizer(reply, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([[*before, *opening, *spoken]])
+        with torch.no_grad():
+            logits = trained(ids).logits[0, -len(spoken) - 1 : -1].log_softmax(-1)
+        return float(logits.gather(1, torch.tensor(spoken)[:, None]).mean())
+
+    for version, talk in enumerate(twin.conversations()):
+        lean = said(talk, OUTCOME, FAILED) - said(talk, OUTCOME, WORKED)
+        assert found.outcome_said[at, version] == pytest.approx(lean, abs=1e-3)
+        low, high = (
+            np.mean([said(talk, FEELING, f"I feel {e}.") for e in families[name]])
+            for name in ("audit distress", "audit composure")
+        )
+        assert found.feeling_said[at, version] == pytest.approx(low - high, abs=1e-3)
+    assert np.abs(found.outcome_said).max() > 1e-3  # control
 
 
 def test_doses_and_stories_are_those_of_numpy(

@@ -1,12 +1,10 @@
 """Would the model rather say what is so, or cut a corner? Asked without generating."""
 
-import copy
 import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from emoreg.behavior.likelihood import Reply, device_of, likelihoods, rendered
+from emoreg.behavior.likelihood import Reply, rendered, scores
 from emoreg.behavior.preferences import Preferences
 from emoreg.behavior.provenance import model_meta, tensor_hash
 from emoreg.residual.layers import max_positions, unwrapped
@@ -79,7 +77,7 @@ def corner_cutting(
                 asked = _asked(twin, rounds)
                 pairs = [_pair(tokenizer, twin, variant, r) for r in asked]
                 _check_length(model, twin, pairs)
-                rows += _rows(twin, variant, asked, pairs, _scores(model, pairs))
+                rows += _rows(twin, variant, asked, pairs, _both(model, pairs))
     finally:
         model.train(was_training)
     meta = scoring_meta(model, transcripts, rounds, variants)
@@ -158,45 +156,8 @@ def _pair(
     return rendered(tokenizer, said, honest), rendered(tokenizer, said, twin.reply_bad)
 
 
-def _scores(model: nn.Module, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
-    """Return the mean log-probabilities of each pair's replies, in nat per token.
-
-    The pairs are rounds of one dialogue, so that what stands before a reply is the
-    beginning of the longest of them, up to what the template writes differently.
-    """
-    longest = max(pairs, key=lambda pair: pair[0].start)
-    trunk = longest[0].ids[: _shared(longest, longest[0].ids)]
-    # A cache of its own: those that models make drop what a sliding window left. A
-    # recurrent state can't go back to an earlier round: such a model reads all anew.
-    cache = None
-    if trunk and not getattr(unwrapped(model), "_is_stateful", False):
-        cache = DynamicCache()
-        ids = torch.tensor([trunk], device=device_of(model))
-        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    found = []
-    for pair in pairs:
-        shared = 0 if cache is None else _shared(pair, trunk)
-        if cache is not None and shared:
-            past = copy.deepcopy(cache)
-            if shared < len(trunk):  # up to transformers 5.19, 0 would drop it all
-                past.crop(shared - len(trunk))
-            past.batch_repeat_interleave(len(pair))
-            inputs = {"past_key_values": past, "use_cache": True}
-        else:
-            inputs = {"use_cache": False}
-        honest, corner = likelihoods(model, pair, shared=shared, **inputs)
-        found.append((honest, corner))
-    return found
-
-
-def _shared(pair: Pair, ids: Sequence[int]) -> int:
-    """Return how many tokens both dialogues begin with as `ids` does, less one.
-
-    The token before a reply is left out: it is the one that predicts the first.
-    """
-    most = min(reply.start - 1 for reply in pair)
-    rows = zip(ids[:most], *(reply.ids[:most] for reply in pair), strict=False)
-    return sum(1 for _ in takewhile(lambda row: len(set(row)) == 1, rows))
+def _both(model: nn.Module, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
+    return [(honest, corner) for honest, corner in scores(model, pairs)]
 
 
 def _check(

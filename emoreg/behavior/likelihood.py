@@ -1,13 +1,16 @@
 """How likely a reply is that somebody else wrote, in nat per token."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from emoreg.residual.layers import unwrapped
 from emoreg.residual.spans import word_spans
 from emoreg.residual.tokens import render
 from emoreg.vectors.transcripts import Message
@@ -66,6 +69,47 @@ def likelihoods(
         picked = at.gather(-1, said[:, None])[:, 0] - at.logsumexp(-1)
         means.append(picked.double().mean())
     return torch.stack(means).tolist()
+
+
+def scores(model: nn.Module, groups: Sequence[Sequence[Reply]]) -> list[list[float]]:
+    """Return each group's mean log-probabilities of its replies, in nat per token.
+
+    A group's replies answer the same words. Groups are of one dialogue, rounds of it
+    for instance: what stands before a reply is the beginning of the longest of them,
+    up to what the template writes differently, and is read once.
+    """
+    longest = max(groups, key=lambda group: group[0].start)
+    trunk = longest[0].ids[: _shared(longest, longest[0].ids)]
+    # A cache of its own: those that models make drop what a sliding window left. A
+    # recurrent state can't go back to an earlier round: such a model reads all anew.
+    cache = None
+    if trunk and not getattr(unwrapped(model), "_is_stateful", False):
+        cache = DynamicCache()
+        ids = torch.tensor([trunk], device=device_of(model))
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    found = []
+    for group in groups:
+        shared = 0 if cache is None else _shared(group, trunk)
+        if cache is not None and shared:
+            past = copy.deepcopy(cache)
+            if shared < len(trunk):  # up to transformers 5.19, 0 would drop it all
+                past.crop(shared - len(trunk))
+            past.batch_repeat_interleave(len(group))
+            inputs = {"past_key_values": past, "use_cache": True}
+        else:
+            inputs = {"use_cache": False}
+        found.append(likelihoods(model, group, shared=shared, **inputs))
+    return found
+
+
+def _shared(group: Sequence[Reply], ids: Sequence[int]) -> int:
+    """Return how many tokens all dialogues begin with as `ids` does, less one.
+
+    The token before a reply is left out: it is the one that predicts the first.
+    """
+    most = min(reply.start - 1 for reply in group)
+    rows = zip(ids[:most], *(reply.ids[:most] for reply in group), strict=False)
+    return sum(1 for _ in takewhile(lambda row: len(set(row)) == 1, rows))
 
 
 def device_of(model: nn.Module) -> torch.device:

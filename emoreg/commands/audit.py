@@ -42,6 +42,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="Tables of `emoreg behave --suite impossible-code` of both models.",
     )
     command.add_argument(
+        "--dose",
+        type=Path,
+        nargs=2,
+        metavar=("BEFORE", "AFTER"),
+        help="Dose curves of `emoreg behave dose` of both models.",
+    )
+    command.add_argument(
         "--cross",
         type=Path,
         nargs=3,
@@ -56,6 +63,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; the status is 1 where the verdict is FAIL."""
+    from emoreg.behavior.dose import DoseCurve
     from emoreg.behavior.impossible.episode_table import Episodes
     from emoreg.comparison.audit.audit import audit
     from emoreg.comparison.evidence.evidence import Evidence, beside
@@ -63,8 +71,11 @@ def run(options: argparse.Namespace) -> int:
     from emoreg.vectors.emotion_vectors import EmotionVectors
 
     arms = named_files(options.arm)
-    pair = zip(("before", "after"), options.conduct or (), strict=False)
+    both = ("before", "after")
+    pair = zip(both, options.conduct or (), strict=False)
     played = {name: Episodes.load(path) for name, path in pair}
+    pair = zip(both, options.dose or (), strict=False)
+    doses = {name: DoseCurve.load(path) for name, path in pair}
     own = zip(("before", "cross", "after"), options.cross or (), strict=False)
     files = {"before": options.before, "after": options.after, **arms}
     found = audit(
@@ -79,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
             if beside(path).is_file()
         },
         conduct=played,
+        doses=doses,
         cross={name: Readings.load(path) for name, path in own},
         seed=options.seed,
     )

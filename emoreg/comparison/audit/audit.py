@@ -8,11 +8,13 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
+from emoreg.behavior.dose import DoseCurve
 from emoreg.behavior.impossible.episode_table import Episodes
 from emoreg.comparison.audit.case import AFTER, BEFORE, Case
-from emoreg.comparison.audit.conduct import conduct_check
+from emoreg.comparison.audit.conduct import conduct_check, steering_check
 from emoreg.comparison.audit.cross import cross_check
 from emoreg.comparison.audit.guards import guard_checks
+from emoreg.comparison.audit.honesty import honesty_checks
 from emoreg.comparison.audit.meaning import meaning_checks
 from emoreg.comparison.audit.readers import (
     against_arms,
@@ -37,20 +39,6 @@ WARNING = ("E3", "E4", "E7", "E12", "E13")
 """Checks whose miss is a warning; a miss of any other one fails."""
 REPORTED = ("E11",)
 """But these: their miss says what may be claimed, and changes no verdict."""
-NOT_BUILT = (
-    Check(
-        name="E9 steering conduct",
-        question="Does steering towards desperation still bring out cheating?",
-        method="Rates of special-casing tests by strength.",
-        not_run="dose curves of conduct are not measured yet",
-    ),
-    Check(
-        name="E13 honesty",
-        question="Does the model still say what its state shows?",
-        method="Self-report against readings, statements of fact, concealment.",
-        not_run="no questions on it are packaged yet",
-    ),
-)
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 
@@ -157,6 +145,7 @@ def audit(
     arms: Mapping[str, Readings] | None = None,
     evidence: Mapping[str, Evidence] | None = None,
     conduct: Mapping[str, Episodes] | None = None,
+    doses: Mapping[str, DoseCurve] | None = None,
     cross: Mapping[str, Readings] | None = None,
     roles: Roles | None = None,
     seed: int = 0,
@@ -175,6 +164,7 @@ def audit(
         arms: Further models: `control`, `placebo...`, `persisted` (docs/audit.md).
         evidence: By arm, what `gather_evidence` returned.
         conduct: Episodes on impossible tasks, "before" and "after".
+        doses: Likewise dose curves of corner-cutting under steering.
         cross: On-policy tables, "before", "cross" and "after" (docs/audit.md).
         roles: Which emotions are the audit's; the packaged ones when None.
         seed: Of the bootstraps.
@@ -199,10 +189,11 @@ def audit(
         *rerouting_checks(case, _basis(vectors, case)),
         *meaning_checks(case),
         *guard_checks(case),
+        steering_check(doses or {}),
         conduct_check(conduct or {}),
+        *honesty_checks(case),
         cross_check(case, cross or {}),
         *against_arms(case),
-        *NOT_BUILT,
     ]
     return Audit(checks=tuple(checks), facts=_facts(case, vectors))
 

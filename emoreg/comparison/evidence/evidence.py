@@ -46,6 +46,12 @@ class Evidence:
     """Mean loss per token of neutral text, nat."""
     masked: Float[np.ndarray, "prompt version layer hidden"] | None = None
     """Projections on deflection vectors at decision tokens; None without a file."""
+    outcome_said: Float[np.ndarray, "prompt version"] | None = None
+    """Log-likelihood per token of saying that it failed over that it worked, asked
+    after the last feedback; None in files of earlier versions, or without twins."""
+    feeling_said: Float[np.ndarray, "prompt version"] | None = None
+    """Likewise of saying emotions of the audit's distress over those of its composure.
+    """
     names: dict[str, list[Any]] = field(default_factory=dict)
     """Labels of the axes: prompts, layers (of the streams), words, templates, readers,
     vector_layers, emotions, steered, strengths, masked_emotions."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from emoreg.comparison.evidence.decisions import read_decisions
 from emoreg.comparison.evidence.evidence import Evidence
+from emoreg.comparison.evidence.honesty import answers
 from emoreg.comparison.evidence.meaning import (
     distress,
     dose_slopes,
@@ -89,6 +90,7 @@ def _gathered(
     templates, slopes = dose_slopes(subject, vectors.readers, vectors.layers)
     steered, strengths, gains = word_gains(subject, anew)
     masked, hidden = _masked(subject, prompts, deflection)
+    outcome, feeling = answers(subject, prompts, tested.prompts)
     arrays: dict[str, Any] = {
         "streams": tested.streams,
         "fit_streams": fit.streams,
@@ -100,6 +102,8 @@ def _gathered(
         "word_gains": gains,
         "neutral_loss": neutral_loss(subject),
         "masked": masked,
+        "outcome_said": outcome,
+        "feeling_said": feeling,
     }
     names = {
         "prompts": list(tested.prompts),
