@@ -4,12 +4,12 @@ The protocol is Chromium's own (https://chromedevtools.github.io/devtools-protoc
 JSON messages that end in a null byte. Nothing else is needed, and no port is opened.
 """
 
+import fcntl
 import json
 import os
 import select
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,11 +29,11 @@ FLAGS = (
     "--disable-component-update",
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
-    # No name is looked up, whatever a page asks for.
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    # No name is looked up, whatever a page asks for; this machine can be asked.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--remote-debugging-pipe",
 )
-PATIENCE = 300.0
+PATIENCE = 120.0
 """Seconds after which an answer is given up."""
 
 
@@ -77,6 +77,7 @@ class Page:
     def open(self, address: str, *, settle: float = 0.3) -> None:
         """Load an address, wait for it and for what it starts by itself."""
         self.events.clear()
+        self.call("Page.bringToFront")  # a tab behind another one draws nothing
         self.call("Page.navigate", url=address)
         self.browser.wait(lambda: self.named("Page.loadEventFired") != [])
         self.browser.listen(settle)
@@ -126,16 +127,20 @@ class Browser:
     """A running Chromium with a profile of its own in a temporary folder."""
 
     def __init__(self, program: str, profile: Path) -> None:
-        to_read, self._write = os.pipe()
-        self._read, to_write = os.pipe()
-        # Chromium reads commands from descriptor 3 and answers on 4.
-        line = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
-        self._process = subprocess.Popen(
-            ["sh", "-c", line, program, *FLAGS, f"--user-data-dir={profile}"],
-            pass_fds=(to_read, to_write),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+        to_read, self._write = _high_pipe()
+        self._read, to_write = _high_pipe()
+        quiet = (os.devnull, os.O_RDWR, 0)
+        self._process = os.posix_spawn(
+            program,
+            [program, *FLAGS, f"--user-data-dir={profile}"],
+            os.environ,
+            file_actions=[
+                *((os.POSIX_SPAWN_OPEN, end, *quiet) for end in (0, 1, 2)),
+                # Chromium reads commands from descriptor 3 and answers on 4.
+                (os.POSIX_SPAWN_DUP2, to_read, 3),
+                (os.POSIX_SPAWN_DUP2, to_write, 4),
+            ],
+            setsid=True,
         )
         os.close(to_read)
         os.close(to_write)
@@ -197,8 +202,8 @@ class Browser:
 
     def close(self) -> None:
         """End the browser and what it started."""
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        os.killpg(self._process, signal.SIGKILL)
+        os.waitpid(self._process, 0)
         os.close(self._read)
         os.close(self._write)
 
@@ -207,6 +212,15 @@ class Browser:
             self._answers[message["id"]] = message
         elif message.get("sessionId") in self._pages:
             self._pages[message["sessionId"]].events.append(message)
+
+
+def _high_pipe() -> tuple[int, int]:
+    """Return the ends of a pipe, with numbers that leave 3 and 4 free."""
+    low = os.pipe()
+    high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in low]
+    for end in low:
+        os.close(end)
+    return high[0], high[1]
 
 
 @contextmanager
