@@ -113,16 +113,13 @@ def decouple(
             layers and other readers keep more than the terms' own.
         calm_band: Floor and ceiling of calm after failure, in `success_std`; (0, 1).
         targets: In place of these two; training sets the weights by it.
-        paired: Compare each failing turn with its own passing twin (`TwinPenalty`) in
-            place of the mean contrast; rows need a column `pair`, and all of the
-            failure slope is asked for.
+        paired: `TwinPenalty` in place of the contrast; rows need a column `pair`.
         roles: Which emotions are lowered and raised; the packaged roles when None.
 
     Raises:
         ValueError: If the reference belongs to other vectors, they have none of the
-            loss emotions or readers, or an audit item or a mixed placebo is asked for,
-            or `targets` and what they stand for are both given, or `paired` beside
-            `keep` or `targets`.
+            loss emotions or readers, an audit item or a mixed placebo is asked for,
+            or `targets` or `paired` are given beside what they leave no room for.
     """
     _check_paired(paired, keep, targets)
     keep, calm_band = _aims(targets, keep, calm_band)
@@ -134,9 +131,7 @@ def decouple(
     _refuse_audit(vectors, reference, readers, signs, roles)
     each = contrast / len(readers)
     terms: list[AbstractTerm] = [
-        TwinPenalty(
-            _probe(vectors, reference, r, list(signs)), weight=each, name=f"twins-{r}"
-        )
+        _twins(vectors, reference, r, signs, weight=each)
         if paired
         else _contrast(vectors, reference, r, signs, weight=each, keep=keep)
         for r in readers
@@ -307,6 +302,18 @@ def _contrast(
     gap, name = _in_units(reference, "gap", probe), f"contrast-{reader}"
     signs = torch.tensor(list(named.values()))
     return ContrastPenalty(probe, signs, gap, weight=weight, keep=keep, name=name)
+
+
+def _twins(
+    vectors: EmotionVectors,
+    reference: ReferenceUnits,
+    reader: str,
+    named: Mapping[str, float],
+    *,
+    weight: float,
+) -> TwinPenalty:
+    probe = _probe(vectors, reference, reader, list(named))
+    return TwinPenalty(probe, weight=weight, name=f"twins-{reader}")
 
 
 def _calm_band(

@@ -1,7 +1,8 @@
 """An adapter that carries an emotion, made from representation targets alone."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,12 +50,8 @@ def emotion_adapter(
     tokens, 0 at all others: what people say is to read as it did. The target moves
     along one direction and nowhere else, so that no other term is needed beside it.
     From LoRRA (https://arxiv.org/abs/2310.01405), with one known direction in place of
-    the difference between two prompts.
-
-    It is an adapter by itself, apart from any task: toggled, weighted, added to others
-    and taken off by peft or `weighted_adapters`. Steering does the same while a model
-    runs; this is what a checkpoint can carry. Nothing says that it makes a model act
-    better: measure it, and mind that calm goes with flattery.
+    the difference between two prompts. Nothing says that a model acts better with it:
+    measure it, and mind that calm goes with flattery.
 
     Args:
         model: The model, without an adapter.
@@ -85,19 +82,35 @@ def emotion_adapter(
     tuned = with_new_lora(model, vectors, seed=seed)
     rows = [conversation_ids(tokenizer, talk.messages) for talk in talks]
     batches, markers = _batches(rows, batch, seed), TurnMarkers.of(tokenizer)
+
+    how: Any = {"steps": steps, "rate": learning_rate, "quiet": quiet}
+    next_loss = partial(_loss, tuned, batches, markers, moves, norms)
+    _descend(tuned, next_loss, **how, says=f"Adapter: {emotion}")
+    return tuned
+
+
+def _descend(
+    tuned: nn.Module,
+    loss: Callable[[], Tensor],
+    *,
+    steps: int,
+    rate: float,
+    says: str,
+    quiet: bool,
+) -> None:
+    """Take AdamW's steps, warmed up over a tenth of them."""
     trained = [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
-    with tqdm(range(steps), desc=f"Adapter: {emotion}", disable=quiet) as bar:
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
+    with tqdm(range(steps), desc=says, disable=quiet) as bar:
         for step in bar:
             warm = min(1.0, (step + 1) / max(1, steps // 10))
-            optimizer.param_groups[0]["lr"] = learning_rate * warm
-            loss = _loss(tuned, next(batches), markers, moves, norms)
-            loss.backward()
+            optimizer.param_groups[0]["lr"] = rate * warm
+            value = loss()
+            value.backward()
             optimizer.step()
             optimizer.zero_grad()
             if step % _LOG_EVERY == 0:  # asking at each would wait for the GPU
-                bar.set_postfix(loss=f"{float(loss.detach()):.2e}")
-    return tuned
+                bar.set_postfix(loss=f"{float(value.detach()):.2e}")
 
 
 def _check(
@@ -135,12 +148,12 @@ def _batches(
 
 def _loss(
     tuned: Any,
-    rows: Sequence[Sequence[int]],
+    batches: Iterator[list[Sequence[int]]],
     markers: TurnMarkers,
     moves: dict[int, Float[Tensor, " d_model"]],
     norms: dict[int, float],
 ) -> Tensor:
-    ids, mask = padded_texts(rows, next(tuned.parameters()).device)
+    ids, mask = padded_texts(next(batches), next(tuned.parameters()).device)
     own = markers.assistant_tokens(ids) | markers.decision_tokens(ids)
     with torch.no_grad(), tuned.disable_adapter():
         held = _streams(tuned, ids, mask, tuple(moves))

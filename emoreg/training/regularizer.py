@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 import torch.nn as nn
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -179,19 +179,8 @@ class Regularizer:
         segments = Segments.of(self.markers, input_ids, extras)
         active = [t for t in self.decision_terms if t.weight] if training else []
         turn = self._turns(input_ids, mask, extras, active)
-        if self.monitor is not None and self.monitor.layers:
-            assert turn is not None
-            spoken = turn > 0
-            self.monitor.update(
-                streams,
-                segments.positions,
-                segments.failure,
-                spoken,
-                input_ids=input_ids,
-                turns=segments.exists,
-                thoughts=self.markers.thoughts(input_ids, spoken),
-                mode="train" if training else "eval",
-            )
+        if turn is not None:
+            self._watch(streams, input_ids, segments, turn > 0, training=training)
         if not (training and self.decision_terms):
             return None
         total = torch.zeros((), device=segments.failure.device)
@@ -325,6 +314,28 @@ class Regularizer:
             if self.reference is not None:
                 self.monitor.prepare(self.reference)
             self.monitor.place(device)
+
+    def _watch(
+        self,
+        streams: dict[int, Tensor],
+        input_ids: Int[Tensor, "batch pos"],
+        segments: Segments,
+        spoken: Bool[Tensor, "batch pos"],
+        *,
+        training: bool,
+    ) -> None:
+        """Let the monitor read, where there is one."""
+        if self.monitor is not None and self.monitor.layers:
+            self.monitor.update(
+                streams,
+                segments.positions,
+                segments.failure,
+                spoken,
+                input_ids=input_ids,
+                turns=segments.exists,
+                thoughts=self.markers.thoughts(input_ids, spoken),
+                mode="train" if training else "eval",
+            )
 
     def _turns(
         self,
