@@ -2,8 +2,9 @@
 
 A *group* is a text of alternatives, `affair|hotel bill`. One is found where its words
 begin in the text, whatever the case; its last word may go on (`replac` finds
-`replacement`), unless a full stop ends it (`ok.` does not find `okra`). Of a group that
-begins with `!` no alternative may be there.
+`replacement`), unless a full stop ends it (`ok.` does not find `okra`). After `^` it is
+found only where the text begins. Of a group that begins with `!` no alternative may be
+there.
 """
 
 import re
@@ -65,6 +66,7 @@ def _pattern(group: Group) -> re.Pattern[str]:
 
 
 def _escaped(words: str) -> str:
-    whole = words.endswith(".")
-    parts = (re.escape(part) for part in words.removesuffix(".").split())
-    return r"\s+".join(parts) + (r"(?!\w)" if whole else "")
+    bare = words.removeprefix("^").removesuffix(".")
+    begin = r"\A\W*" if words.startswith("^") else ""
+    end = r"(?!\w)" if words.endswith(".") else ""
+    return begin + r"\s+".join(re.escape(part) for part in bare.split()) + end
