@@ -9,6 +9,9 @@ from comparison_tables import EMOTIONS, FAMILIES, LAYERS, synthetic
 
 from emoreg.comparison.compare import compare
 from emoreg.comparison.plane import FEWEST, KNOWN, Plane, plane_of
+from emoreg.comparison.plane_page import plane_section, plane_view
+from emoreg.comparison.plots import draw
+from emoreg.comparison.report import render
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 WORDS = tuple(word for group in KNOWN.values() for word in group)
@@ -211,3 +214,58 @@ def test_tables_without_a_plane_have_no_moves_and_no_error(tables):
     assert found.plane is None
     assert found.moves == ()
     assert found.to_dict()["plane"] is None
+
+
+# -- the page --------------------------------------------------------------------------
+
+
+def test_the_page_shows_an_arrow_for_each_move(comparison):
+    section, charts = plane_section(comparison)
+    assert section is not None
+    layout = charts["plane"]["layout"]
+    drawn = {(a["ax"], a["ay"], a["x"], a["y"]) for a in layout["annotations"]}
+    wanted = {
+        tuple(axis.estimate for axis in (*move.start, *move.head))
+        for move in comparison.moves
+    }
+    assert drawn == wanted
+    assert layout["yaxis"]["scaleanchor"] == "x"
+    page = render(comparison)
+    assert 'id="h-plane"' in page
+    held = round(100 * sum(comparison.plane.shares))
+    assert f"They hold {held} %" in page
+    assert "Neither follows valence or arousal" in page
+
+
+def test_a_page_without_a_plane_has_no_such_section(comparison):
+    bare = replace(comparison, plane=None, moves=())
+    assert plane_section(bare) == (None, {})
+
+
+def test_names_of_emotions_are_text(comparison):
+    hostile = "<img src=x onerror=alert(1)>"
+    plane = replace(comparison.plane, emotions=(hostile, *EMOTIONS[1:]))
+    _, charts = plane_section(replace(comparison, plane=plane))
+    assert hostile not in str(charts)
+    assert "&lt;img" in str(charts)
+
+
+def test_labels_do_not_meet_and_name_desperate_and_calm(comparison):
+    view = plane_view(comparison, comparison.plane)
+    names = [EMOTIONS[row] for row, _ in view.labels]
+    assert names[:2] == ["desperate", "calm"]
+    assert len(names) > 4
+    scale = 360 / (2 * view.reach)
+    spans = []
+    for row, left in view.labels:
+        x, y = scale * view.emotions[row]
+        width = 6 * len(EMOTIONS[row])
+        spans.append((x - width if left else x, x if left else x + width, y - 7, y + 7))
+    for k, (x0, x1, y0, y1) in enumerate(spans[2:], start=2):
+        for a0, a1, b0, b1 in spans[:k]:
+            assert x1 <= a0 or a1 <= x0 or y1 <= b0 or b1 <= y0
+    assert np.abs(view.emotions).max() <= view.reach
+
+
+def test_the_picture_is_drawn_without_a_browser(comparison):
+    assert draw(comparison)["plane.png"].startswith(b"\x89PNG")

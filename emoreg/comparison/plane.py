@@ -13,7 +13,7 @@ FEWEST: Final = 8
 """Emotions that a plane must have: two components hold nearly all of fewer."""
 APART: Final = 0.9
 """An axis bears a name where that share of pairs of known words is in order."""
-KNOWN: Final = {
+KNOWN: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("pleasant", "aroused"): ("excited", "thrilled", "ecstatic", "enthusiastic"),
     ("pleasant", "quiet"): ("calm", "peaceful", "relaxed", "serene"),
     ("unpleasant", "aroused"): ("panicked", "terrified", "furious", "outraged"),

@@ -17,6 +17,9 @@ from emoreg.comparison.curves import (
     slope_ranges,
     training_panels,
 )
+from emoreg.comparison.moves import Move
+from emoreg.comparison.plane import Plane
+from emoreg.comparison.plane_page import FIRST, axis_titles, plane_view
 from emoreg.comparison.shifts import shift_limits
 
 # Okabe-Ito; versions and arms also differ by dash and marker.
@@ -32,7 +35,7 @@ _COLUMNS = 3
 
 
 def draw(comparison: Comparison) -> dict[str, bytes]:
-    """Return PNG files by name: distributions, slopes, changes, shifts, training."""
+    """Return PNG files by name: distributions, slopes, changes, shifts, plane, ..."""
     from matplotlib import rc_context
 
     with rc_context(_style()):
@@ -43,6 +46,8 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
         }
         if comparison.changes and comparison.changes[0].shifted:
             pictures["shifts.png"] = _shifts(comparison.changes[0])
+        if comparison.plane is not None:
+            pictures["plane.png"] = _plane(comparison, comparison.plane)
         if training_panels(comparison):
             pictures["training.png"] = _training(comparison)
     return pictures
@@ -212,6 +217,61 @@ def _shifts(changes: Changes) -> bytes:
     axes[0].set_ylabel("shift, σ_ref")
     _key(figure, {name: (*style, "") for name, style in _VERSION_STYLE.items()})
     return _png(figure)
+
+
+def _plane(comparison: Comparison, plane: Plane) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis: Any = figure.subplots()
+    view = plane_view(comparison, plane)
+    axis.axhline(0, color=_MUTED, lw=0.7)
+    axis.axvline(0, color=_MUTED, lw=0.7)
+    axis.scatter(*view.emotions.T, s=7, color=_MUTED, alpha=0.45, lw=0)
+    for row, left in view.labels:
+        name = plane.emotions[row]
+        colour = _INK if name in FIRST else _MUTED
+        axis.scatter(*view.emotions[row], s=14, color=colour, lw=0)
+        axis.annotate(
+            short(name),
+            view.emotions[row],
+            xytext=(-4 if left else 4, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="center",
+            color=colour,
+            fontsize=8,
+        )
+    for move in view.moves:
+        _arrow(axis, move)
+    axis.set_aspect("equal")
+    axis.set_xlim(-view.reach, view.reach)
+    axis.set_ylim(-view.reach, view.reach)
+    across, up = axis_titles(plane)
+    axis.set_xlabel(across)
+    axis.set_ylabel(up)
+    axis.set_title("σ_ref; filled after failing, open after passing feedback")
+    _arm_key(figure, arm_order(comparison.arms))
+    return _png(figure)
+
+
+def _arrow(axis: Any, move: Move) -> None:
+    """Draw where a version lay, where it lies in an arm, and what is sure of that."""
+    places = []
+    for arm, ends in (("before", move.start), (move.arm, move.head)):
+        colour, marker, _ = _ARM_STYLE.get(arm, _OTHER_STYLE)
+        x, y = ends
+        fill = colour if move.version == "failing" else "white"
+        how = {"marker": marker, "ms": 7, "color": colour, "mfc": fill, "mew": 1.5}
+        axis.plot(x.estimate, y.estimate, zorder=3, ls="", **how)
+        places.append((x.estimate, y.estimate))
+        if arm != "before":
+            axis.hlines(y.estimate, x.low, x.high, color=colour, lw=1)
+            axis.vlines(x.estimate, y.low, y.high, color=colour, lw=1)
+            arrow = {"arrowstyle": "-|>", "color": colour, "shrinkA": 5, "shrinkB": 5}
+            axis.annotate("", places[1], xytext=places[0], arrowprops=arrow)
 
 
 def _training(comparison: Comparison) -> bytes:

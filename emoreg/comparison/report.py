@@ -32,9 +32,11 @@ from emoreg.comparison.figures import FigureSet
 from emoreg.comparison.page import page_environment, plotly_source
 from emoreg.comparison.phrases import percent, signed
 from emoreg.comparison.pressure import pressure_section
+from emoreg.comparison.plane_page import plane_section
 from emoreg.comparison.rails import rail_rows
 from emoreg.comparison.rounds_page import rounds_section
 from emoreg.comparison.shifts import changes_section
+from emoreg.comparison.tokens_page import tokens_section
 from emoreg.statistics.bootstrap import Interval
 
 _OPEN_ROWS = 16
@@ -89,6 +91,7 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
     pressure, more_rates = pressure_section(comparison.pressure, comparison.arms)
     rounds, by_round = rounds_section(comparison.rounds)
     changes, shifts = changes_section(comparison.changes)
+    plane, arrows = plane_section(comparison)
     template = page_environment().get_template("report.html.j2")
     return template.render(
         comparison=comparison,
@@ -108,8 +111,10 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
         conduct=[part for part in (conduct, pressure) if part],
         rounds=rounds,
         changes=changes,
+        plane=plane,
+        tokens=tokens_section(comparison.transcripts),
         q=comparison.changes[0].q if comparison.changes else {},
-        charts=charts | margins | rates | more_rates | by_round | shifts,
+        charts=charts | margins | rates | more_rates | by_round | shifts | arrows,
         plotlyjs=plotly_source(),
     )
 

@@ -7,7 +7,7 @@ from typing import Any, Final, final
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.batches import Batch, read_stream
@@ -110,41 +110,49 @@ def read_tokens(
     layers = [layer for layer in reference.plan.audit if layer in vectors.layers]
     if not conversations or not layers:
         return []
-    layer = layers[len(layers) // 2]
-    readers = vectors.readers
-    reader = LOGISTIC if LOGISTIC in readers else readers[-1]
+    reader = LOGISTIC if LOGISTIC in vectors.readers else vectors.readers[-1]
     known = [emotion for emotion in SHOWN if emotion in vectors.emotions]
     emotions = tuple(known or vectors.emotions[: len(SHOWN)])
-    unit: Any = {"reader": reader, "layers": [layer], "emotions": emotions}
-    level = reference.unit("success_level", **unit)[0].numpy()
-    spread = reference.unit("success_std", **unit)[0].numpy()
+    at: Any = {"reader": reader, "layer": layers[len(layers) // 2]}
+    at["emotions"] = emotions
     sequences = [conversation_ids(tokenizer, c.messages) for c in conversations]
-    columns = list(vectors.emotion_indices(emotions))
     found: dict[int, np.ndarray] = {}
 
     def consume(batch: Batch, captured: Captured) -> None:
         for k, row in enumerate(batch.rows):
-            stream = captured[layer][k, : len(sequences[row])].cpu()
-            read = vectors.project(stream, layer=layer, reader=reader)
-            found[row] = (read[:, columns].numpy() - level) / spread
+            stream = captured[at["layer"]][k, : len(sequences[row])].cpu()
+            found[row] = _in_units(stream, vectors, reference, **at)
 
     read_stream(
         model,
         sequences,
-        [layer],
+        [at["layer"]],
         consume,
         budget=budget,
         description="Reading token by token",
         quiet=quiet,
     )
     markers = TurnMarkers.of(tokenizer)
-    at = {"reader": reader, "layer": layer, "emotions": emotions}
     return [
-        _by_piece(conversation, ids, found[row], tokenizer, markers, at)
-        for row, (conversation, ids) in enumerate(
-            zip(conversations, sequences, strict=True)
-        )
+        _by_piece(conversation, sequences[row], found[row], tokenizer, markers, at)
+        for row, conversation in enumerate(conversations)
     ]
+
+
+def _in_units(
+    stream: Float[Tensor, "pos d_model"],
+    vectors: EmotionVectors,
+    reference: Reference,
+    *,
+    reader: str,
+    layer: int,
+    emotions: tuple[str, ...],
+) -> Float[np.ndarray, "pos emotion"]:
+    unit: Any = {"reader": reader, "layers": [layer], "emotions": emotions}
+    read = vectors.project(stream, layer=layer, reader=reader)
+    read = read[:, list(vectors.emotion_indices(emotions))]
+    level = reference.unit("success_level", **unit)[0]
+    return ((read - level) / reference.unit("success_std", **unit)[0]).numpy()
 
 
 def kept_in_both(
