@@ -4,8 +4,8 @@
 
 171 emotions, 9 layers and 3 arms of made-up readings, those of `bench_compare.py`.
 Times are the browser's own, in milliseconds from the start of the navigation: the first
-paint with content, the end of loading, when all figures are drawn, and the longest
-stretch in which it answers to nothing. Every repeat is a browser of its own, with
+paint with content, the end of loading, the last figure drawn, and the longest stretch
+in which the page answers to nothing. Every repeat is a browser of its own, with
 nothing cached but what the system keeps of files. Prints one line a repeat and the
 medians.
 """
@@ -23,18 +23,22 @@ from emoreg.comparison.page import plotly_source
 from emoreg.comparison.report import render
 
 MEBI = 2**20
-TIMES = """new Promise((done) => {
-  const paint = performance.getEntriesByName("first-contentful-paint")[0];
-  const [load] = performance.getEntriesByType("navigation");
-  new PerformanceObserver((list) => done({
-    "first paint": paint.startTime,
-    "loaded": load.loadEventEnd,
-    "longest stretch": Math.max(0, ...list.getEntries().map((one) => one.duration)),
-  })).observe({ type: "longtask", buffered: true });
-  setTimeout(() => done({
-    "first paint": paint.startTime, "loaded": load.loadEventEnd, "longest stretch": 0,
-  }), 2000);
-})"""
+TIMES = """(async () => {
+  const stretches = [];
+  const watch = (list) =>
+    stretches.push(...list.getEntries().map((one) => one.duration));
+  new PerformanceObserver(watch).observe({ type: "longtask", buffered: true });
+  const plots = [...document.querySelectorAll(".plot")].filter((p) => p.offsetParent);
+  while (!plots.every((one) => one.data)) await new Promise((go) => setTimeout(go, 10));
+  const drawn = performance.now();
+  await new Promise((go) => setTimeout(go, 500));
+  return {
+    "first paint": performance.getEntriesByName("first-contentful-paint")[0].startTime,
+    "loaded": performance.getEntriesByType("navigation")[0].loadEventEnd,
+    "drawn": drawn,
+    "longest stretch": Math.max(0, ...stretches),
+  };
+})()"""
 
 
 def page(prompts: int) -> tuple[str, int]:

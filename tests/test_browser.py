@@ -164,8 +164,12 @@ def opened(request: pytest.FixtureRequest, tab: Any, folder: Path) -> Any:
 
 STIR = """
 document.querySelectorAll("details").forEach((box) => { box.open = true; });
-await new Promise((done) => setTimeout(done, 300));
-for (const plot of document.querySelectorAll(".plot")) {
+const plots = [...document.querySelectorAll(".plot")];
+const drawn = () => plots.every((plot) => plot.data || !plot.offsetParent);
+for (let tries = 0; tries < 150 && !drawn(); tries++) {
+  await new Promise((done) => setTimeout(done, 100));
+}
+for (const plot of plots) {
   if (!plot.data) continue;
   plot.data.forEach((_, curve) => {
     try { Plotly.Fx.hover(plot, [{ curveNumber: curve, pointNumber: 0 }]); } catch {}
@@ -334,7 +338,7 @@ def test_colours_follow_the_scheme_and_paper_is_light(tab: Any, folder: Path) ->
     tab.look()
     tab.open((folder / PAGES["report"]).as_uri())
     ground = "getComputedStyle(document.body).backgroundColor"
-    line = "document.querySelector('#slopes-0').data[0].line.color"
+    line = "document.querySelector('#slopes-0').data?.[0].line.color"
 
     def rgb(colour: str) -> str:
         return (
@@ -352,7 +356,7 @@ def test_colours_follow_the_scheme_and_paper_is_light(tab: Any, folder: Path) ->
       .every((plot) => plot.querySelector("svg").clientWidth <= plot.clientWidth)"""
     assert tab.evaluate(fits)
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert tab.evaluate(line) == DARK["before"]
+    tab.browser.wait(lambda: tab.evaluate(line) == DARK["before"])
 
 
 def test_headings_go_down_in_steps_and_figures_have_names(opened: Any) -> None:
@@ -412,7 +416,8 @@ def test_served_pages_work_and_ask_their_own_server_alone(
         own = (address, "data:", "blob:")
         assert all(request.startswith(own) for request in tab.requests())
         assert tab.errors() == []
-    assert tab.evaluate("document.querySelectorAll('.plot svg').length") > 0
+    drawn = "document.querySelectorAll('.plot svg').length"
+    tab.browser.wait(lambda: tab.evaluate(drawn) > 0)
 
 
 def test_a_large_page_is_small_enough() -> None:
