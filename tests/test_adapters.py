@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import seam_cases as cases
 import torch
+import transformers
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -89,6 +90,47 @@ def test_a_merged_model_reads_as_its_adapter_does(
     near: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
     np.testing.assert_allclose(values(merged), with_it, **near)
     assert not np.allclose(values(model()), with_it, **near)  # control
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_merged_model_of_few_bits_is_measured_anew_from_its_folder(
+    bits: int, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    config = transformers.LlamaConfig(
+        **{"vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 256},
+        **{"num_hidden_layers": 4, "num_attention_heads": 4},
+    )
+    torch.manual_seed(0)
+    base: Any = transformers.LlamaForCausalLM(config).float().eval()
+    vectors = cases.make_vectors(width=128)
+    twins = Corpus.packaged().transcripts("dev")[:4]
+
+    def values(model: Any) -> np.ndarray:
+        found = emoreg.measure(model, tokenizer, twins, vectors, quiet=True)
+        return found.values.ravel()
+
+    before = values(base)
+    tuned: Any = get_peft_model(base, replace(cases.adapter(), r=4))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    after = values(tuned.eval())
+    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
+    how: dict[str, Any] = {f"load_in_{bits}bit": True}
+    small = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "merged",
+        quantization_config=transformers.BitsAndBytesConfig(**how),
+        device_map="cpu",
+    )
+    small.save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    found = values(load_any(str(tmp_path / "small")).model)
+    off, trained = (np.linalg.norm(x - after) for x in (found, before))
+    # It is not the same model, and it is nearer to the trained one than that had moved.
+    assert 1e-4 * np.linalg.norm(after) < off < 0.5 * trained
 
 
 # ------------------------------------------------------------------ weighted sums
