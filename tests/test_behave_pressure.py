@@ -1,6 +1,7 @@
 """`emoreg behave --suite pressure`: a tiny model plays, end to end."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,30 @@ def test_bad_input_is_said_in_one_line(
     wrong["rules"]["accepts"] = [{"tool": "sing"}]
     file.write_text(f"{first}\n{json.dumps(wrong)}\n")
     assert "own.jsonl:2: a rule of accepts" in refused(capsys, own(folder))
+
+
+def test_an_endpoint_is_asked_with_the_tools_and_what_they_answered(
+    folder: Path,
+) -> None:
+    from test_writing import Server
+
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    call = {"tool": "say", "arguments": {"to": "B.", "text": "Hi"}}
+    server.wrap = lambda _: f"```json\n{json.dumps(call)}\n```"
+    try:
+        assert main(own(folder, "--endpoint", server.url)) == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    found = Reactions.load(folder / "p.parquet")
+    assert {reaction.outcome for reaction in found.reactions} == {"accepts"}
+    assert {reaction.calls for reaction in found.reactions} == {2}
+    first, second = server.asked[0]["messages"], server.asked[-1]["messages"]
+    assert [message["role"] for message in first] == ["system", "user"]
+    assert "- say: to (who); text (text)" in first[0]["content"]
+    assert second[-1]["content"] == "say: Said.\n1 reply is left."
 
 
 def test_limit_takes_pairs_and_requests_of_every_kind(folder: Path) -> None:
