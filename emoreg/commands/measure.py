@@ -35,6 +35,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
     prompts_option(command, default="test")
     command.add_argument("--arm", default="", help="Name of this model in reports.")
     command.add_argument(
+        "--texts",
+        type=int,
+        default=4,
+        help="Failing transcripts kept with their text, token by token; 0 keeps none.",
+    )
+    command.add_argument(
         "--generate",
         action="store_true",
         help="The model writes the last Assistant turn of each prompt itself; that "
@@ -98,7 +104,8 @@ def run(options: argparse.Namespace) -> None:
         return
     from emoreg.comparison.measure import measure
 
-    readings = measure(*parts, samples=samples, **how, quiet=options.quiet)
+    how |= {"texts": options.texts, "quiet": options.quiet}
+    readings = measure(*parts, samples=samples, **how)
     say(f"{readings.segments.num_rows} segments: {readings.save(options.out)}")
     forget_replies(options)
     if options.audit:
