@@ -1,15 +1,19 @@
 """The page's figures as plotly figures: the same numbers, colours of the palette."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from comparison_tables import FAMILIES, synthetic
+import torch
+from comparison_tables import EMOTIONS, FAMILIES, synthetic
 
 from emoreg.comparison.compare import compare
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.palette import DARK, DRAWN, LIGHT, TEXT
+from emoreg.comparison.plane import plane_of
+from emoreg.vectors.emotion_vectors import EmotionVectors
 
 READ = ("desperate", "calm", "upset", "worried", "serene", "pleased", "<i>odd</i>")
 GIVEN: dict[str, Any] = {"emotions": READ, "layers": (9, 18, 21), "n_prompts": 12}
@@ -60,6 +64,24 @@ def test_every_section_has_its_method(comparison: Comparison) -> None:
         "desperate, after minus control",
     ]
     assert all(figure.data for figure in figures)
+
+
+def test_the_plane_is_drawn_where_there_is_one(comparison: Comparison) -> None:
+    with pytest.raises(ValueError, match="plane are of, found nothing"):
+        comparison.plot_plane()
+    places = np.random.default_rng(0).normal(size=(40, len(EMOTIONS)))
+    directions = (places / np.linalg.norm(places, axis=0)).T[None].astype(np.float32)
+    vectors = EmotionVectors.from_directions(
+        torch.from_numpy(directions), emotions=list(EMOTIONS), layers=[21]
+    )
+    plane = plane_of(vectors, [21])
+    assert plane is not None
+    tables = [synthetic(seed=seed, n_prompts=8) for seed in (0, 1)]
+    reader = {"reader": tables[0].readers[0]}
+    described = {**plane.described(), **reader}
+    tables = [replace(t, meta={**t.meta, "plane": described}) for t in tables]
+    found = compare(tables[0], tables[1], roles=FAMILIES, n_resamples=100)
+    assert found.plot_plane().data
 
 
 def test_no_colour_is_left_a_name(comparison: Comparison) -> None:

@@ -145,6 +145,10 @@ class Comparison:
         """Return the change of the slope by emotion and layer, after minus an arm."""
         return self._plot("changes", f"after minus {against}")
 
+    def plot_plane(self) -> Any:
+        """Return where states moved among the emotions."""
+        return self._plot("plane", "states among the emotions")
+
     def plot_training(self, key: str) -> Any:
         """Return what the trainer logged under a key."""
         return self._plot("training", key)

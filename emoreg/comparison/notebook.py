@@ -8,6 +8,7 @@ from emoreg.comparison.charts import Chart, plain_text
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.conduct import conduct_section
 from emoreg.comparison.page import plotly_figure
+from emoreg.comparison.plane_page import plane_section
 from emoreg.comparison.report import figures_of
 from emoreg.comparison.rounds_page import rounds_section
 from emoreg.comparison.shifts import changes_section
@@ -67,6 +68,11 @@ def _shifts(comparison: Comparison) -> Charts:
     }
 
 
+def _plane(comparison: Comparison) -> Charts:
+    _, charts = plane_section(comparison)
+    return {"states among the emotions": charts["plane"]} if charts else {}
+
+
 def _behavior(comparison: Comparison) -> Charts:
     section, charts = behavior_section(comparison.behavior, comparison.arms)
     return _named(section, charts)
@@ -88,6 +94,7 @@ _SECTIONS: Mapping[str, Callable[[Comparison], Charts]] = {
     "rounds": _rounds,
     "shifts": _shifts,
     "changes": _own("changes"),
+    "plane": _plane,
     "training": _own("training"),
     "behavior": _behavior,
     "conduct": _conduct,
