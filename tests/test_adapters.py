@@ -98,10 +98,9 @@ def test_a_merged_model_of_few_bits_is_measured_anew_from_its_folder(
     bits: int, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    config = transformers.LlamaConfig(
-        **{"vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 256},
-        **{"num_hidden_layers": 4, "num_attention_heads": 4},
-    )
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "num_hidden_layers": 4}
+    sizes |= {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(**sizes)
     torch.manual_seed(0)
     base: Any = transformers.LlamaForCausalLM(config).float().eval()
     vectors = cases.make_vectors(width=128)

@@ -31,8 +31,8 @@ from emoreg.comparison.curves import (
 from emoreg.comparison.figures import FigureSet
 from emoreg.comparison.page import page_environment, plotly_source
 from emoreg.comparison.phrases import percent, signed
-from emoreg.comparison.pressure import pressure_section
 from emoreg.comparison.plane_page import plane_section
+from emoreg.comparison.pressure import pressure_section
 from emoreg.comparison.rails import rail_rows
 from emoreg.comparison.rounds_page import rounds_section
 from emoreg.comparison.shifts import changes_section
