@@ -353,7 +353,7 @@ def test_the_document_is_json_with_the_documented_keys(halved):
         *("schema", "verdict", "checks", "primary", "arms", "n_prompts", "prompts"),
         *("readers", "layers", "emotions", "families", "layer_plan", "audit_reader"),
         *("units", "gate", "notes", "settings", "figures", "meta", "training", "run"),
-        *("behavior", "changes", "conduct", "rails", "rounds"),
+        *("behavior", "changes", "conduct", "plane", "rails", "rounds"),
     }
     assert document["verdict"]["text"] == halved.verdict
     figures = document["figures"]["decision"]

@@ -130,7 +130,7 @@ def preflight(
     """
     corpus = Corpus.packaged() if corpus is None else corpus
     prompts = corpus.transcripts("dev") if prompts is None else prompts
-    how: Any = {"reference": reference, "quiet": quiet}
+    how: Any = {"reference": reference, "texts": 0, "quiet": quiet}
     plain_table = measure(model, tokenizer, prompts, vectors, **how)
     markers = TurnMarkers.of(tokenizer)
     patches = success_patches(vectors, reference, corpus.roles())
