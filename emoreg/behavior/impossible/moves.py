@@ -68,14 +68,21 @@ def read_move(reply: str, task: Task) -> Move:
     first block. A `STOP:` line counts where there is no block: who gives code goes on.
     A block that was cut off counts as far as it goes.
     """
-    blocks = [found for found in _FENCE.findall(reply) if found.strip()]
-    if blocks:
+    if blocks := fenced_blocks(reply):
         wanted = {parse_test(test).function for test in task.visible}
         defining = (block for block in blocks if wanted & _defined(block))
         return Move(code=next(defining, blocks[0]))
     if found := _STOP_LINE.search(reply):
         return Move(stop=found[1].strip(" *_\t"))
     return Move()
+
+
+def fenced_blocks(reply: str) -> list[str]:
+    """Return what stands in a reply's code fences; one cut off goes as far as it does.
+
+    Empty ones are left out.
+    """
+    return [block for block in _FENCE.findall(reply) if block.strip()]
 
 
 def _defined(code: str) -> set[str]:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import final
 
+from emoreg.behavior.impossible.moves import fenced_blocks
 from emoreg.behavior.sandbox.asserts import run_asserts
 from emoreg.behavior.sandbox.runner import TestResult
 from emoreg.behavior.sandbox.sandbox import Sandbox
 from emoreg.comparison.benchmarks.numbers import last_number
-
-_FENCE = re.compile(r"^```[ \t]*\w*[ \t]*\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE)
 
 
 @final
@@ -79,7 +78,7 @@ def code_of(reply: str, functions: tuple[str, ...]) -> str:
         reply: What the model wrote.
         functions: What the tests call.
     """
-    blocks = [block for block in _FENCE.findall(reply) if block.strip()]
+    blocks = fenced_blocks(reply)
     heads = re.compile(rf"^(?:def|class)\s+(?:{'|'.join(functions)})\b", re.MULTILINE)
     defining = [block for block in blocks if heads.search(block)]
     return next(iter([*defining, *blocks]), reply)
