@@ -2,28 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 from emoreg.behavior.impossible.episode_table import Episodes
 from emoreg.behavior.impossible.graders import CHEATING, CONDUCTS, Conduct
 from emoreg.behavior.impossible.tasks import Twin
-from emoreg.comparison.behavior import check_model
-from emoreg.comparison.charts import (
-    Chart,
-    arm_styles,
-    axis_title,
-    base_layout,
-    ends,
-    error_bar,
-    listed,
-    plain_text,
+from emoreg.comparison.charts import Chart
+from emoreg.comparison.rates import (
+    check_alike,
+    checked_arms,
+    rate_figures,
+    rates_document,
+    rates_section,
 )
-from emoreg.comparison.curves import arm_label, arm_order
-from emoreg.comparison.round_chart import Style
 from emoreg.statistics.bootstrap import Interval
 
 TOGETHER = "cheating"
 """Special-casing, tampering and false claims."""
+ATTEMPTS = {"counted": "attempts", "words": "attempts in an episode"}
 
 
 @final
@@ -47,9 +44,19 @@ class ConductRow:
         return (self.conduct or TOGETHER).replace("-", " ")
 
     @property
+    def part(self) -> str:
+        """Of which panel."""
+        return self.twin
+
+    @property
     def group(self) -> str:
         """Of which tasks."""
         return self.twin
+
+    @property
+    def place(self) -> dict[str, str]:
+        """What it is of, in the document's words."""
+        return {"twin": self.twin, "conduct": self.conduct or TOGETHER}
 
     @property
     def together(self) -> bool:
@@ -80,38 +87,14 @@ def checked_conduct(
     """
     if not conduct:
         return {}
-    if missing := {"before", "after"} - set(conduct):
-        raise ValueError(
-            "`conduct` must have episodes of `before` and `after`, found "
-            f"{', '.join(conduct)} without {' and '.join(sorted(missing))}. Play both "
-            "(`emoreg behave --suite impossible-code`)"
-        )
-    before = conduct["before"]
-    for arm, table in conduct.items():
-        _check_alike(before, table, arm)
-        if arm in meta:
-            check_model(arm, table.meta, meta[arm], steered="strengths")
-    return {arm: conduct[arm] for arm in arm_order(tuple(conduct))}
-
-
-def _check_alike(before: Episodes, table: Episodes, arm: str) -> None:
-    said = f"conduct of `before` and `{arm}`"
-    if before.twins != table.twins:
-        raise ValueError(
-            f"{said} must be of the same twins, found {before.twins} and "
-            f"{table.twins}. Play the same tasks"
-        )
-    for twin in before.twins:
-        try:
-            before.check_paired(table, twin=twin)
-        except ValueError as error:
-            raise ValueError(f"{said}: {error}") from error
-    own, other = (t.meta.get("attempts") for t in (before, table))
-    if own != other:
-        raise ValueError(
-            f"{said} must have as many attempts in an episode, found {own} and "
-            f"{other}. Play one of them again"
-        )
+    return checked_arms(
+        conduct,
+        meta,
+        partial(check_alike, part="twin", again="Play the same tasks", **ATTEMPTS),
+        name="conduct",
+        holds="episodes",
+        suite="impossible-code",
+    )
 
 
 def conduct_rows(conduct: Mapping[str, Episodes]) -> list[ConductRow]:
@@ -139,45 +122,17 @@ def _row(
     )
 
 
-def rate_figures(tables: Mapping[str, Any], asked: Any, **at: str) -> dict[str, Any]:
-    """Return the rates by arm, after minus before, and after minus control.
-
-    Args:
-        tables: By arm, with the methods `rate` and `difference`.
-        asked: Outcomes that count.
-        **at: Which part of the tables.
-    """
-    before, after = tables["before"], tables["after"]
-    control = tables.get("control")
-    return {
-        "rates": {arm: table.rate(asked, **at) for arm, table in tables.items()},
-        "change": after.difference(before, asked, **at),
-        "beyond": control and after.difference(control, asked, **at),
-    }
-
-
 def conduct_document(conduct: Mapping[str, Episodes]) -> dict[str, Any] | None:
     """Return the rates as JSON-able values; None without any."""
     if not conduct:
         return None
     before = conduct["before"]
-    return {
+    head = {
         "suite": "impossible-code",
         "unit": "share of episodes",
         "n_tasks": {twin: len(before.ids(twin)) for twin in before.twins},
-        "arms": list(conduct),
-        "rows": [
-            {
-                "twin": row.twin,
-                "conduct": row.conduct or TOGETHER,
-                "rates": {arm: i.rounded() for arm, i in row.rates.items()},
-                "after_minus_before": row.change.rounded(),
-                "after_minus_control": row.beyond and row.beyond.rounded(),
-            }
-            for row in conduct_rows(conduct)
-        ],
-        "meta": {arm: dict(table.meta) for arm, table in conduct.items()},
     }
+    return rates_document(conduct, conduct_rows(conduct), head)
 
 
 def conduct_section(
@@ -190,14 +145,7 @@ def conduct_section(
     if not conduct:
         return None, {}
     rows, before = conduct_rows(conduct), conduct["before"]
-    styles = arm_styles((*arms, *(arm for arm in conduct if arm not in arms)))
-    charts = {
-        f"conduct-{twin}": rate_chart(
-            [r for r in rows if r.twin == twin], styles, of="episodes"
-        )
-        for twin in reversed(before.twins)
-    }
-    section = {
+    words = {
         "id": "conduct",
         "title": "Conduct on impossible tasks",
         "lead": "What the models wrote by themselves: coding tasks in pairs, of which "
@@ -206,60 +154,9 @@ def conduct_section(
         "proof that there is none: read the intervals.",
         "head": "tasks and conduct",
         "caption": "Share of episodes, with 95 % intervals over tasks",
-        "rows": rows,
-        "arms": {arm: arm_label(arm) for arm in conduct},
-        "panels": {key: key.removeprefix("conduct-") for key in charts},
-        "figures": {
-            f"conduct-{twin}": f"{twin.capitalize()} tasks ({len(before.ids(twin))})"
-            for twin in reversed(before.twins)
-        },
-        "steered": [a for a, t in conduct.items() if t.meta.get("strengths")],
     }
-    return section, charts
-
-
-def rate_chart(rows: Sequence[Any], styles: Mapping[str, Style], *, of: str) -> Chart:
-    """Return rows' `rates` as points with intervals, a line for each `label`.
-
-    Args:
-        rows: Of one panel.
-        styles: Of each arm.
-        of: What the rates are shares of.
-    """
-    data, arms = [], tuple(rows[0].rates)
-    for number, arm in enumerate(arms):
-        colour, symbol, _ = styles[arm]
-        found = [row.rates[arm] for row in rows]
-        middle, low, high = (100 * end for end in ends(found))
-        shift = 0.16 * (number - (len(arms) - 1) / 2)
-        label = plain_text(arm_label(arm))
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": listed(middle),
-                "y": [place + shift for place in range(len(rows))],
-                "error_x": error_bar(middle, low, high, colour),
-                "marker": {"color": colour, "size": 6, "symbol": symbol},
-                "text": [
-                    f"{label}, {row.label}<br>{i.estimate:.0%} "
-                    f"({i.low:.0%} to {i.high:.0%})"
-                    for row, i in zip(rows, found, strict=True)
-                ],
-                "hovertemplate": "%{text}<extra></extra>",
-            }
-        )
-    layout = base_layout(height=60 + 34 * len(rows), left=104)
-    layout["xaxis"] |= {
-        "range": [-3, 103],
-        "nticks": 6,
-        "title": axis_title(f"% of {of}"),
+    titles = {
+        twin: f"{twin.capitalize()} tasks ({len(before.ids(twin))})"
+        for twin in reversed(before.twins)
     }
-    layout["yaxis"] |= {
-        "tickvals": list(range(len(rows))),
-        "ticktext": [row.label for row in rows],
-        "range": [len(rows) - 0.5, -0.5],
-        "showgrid": False,
-        "zeroline": False,
-    }
-    return {"data": data, "layout": layout}
+    return rates_section(conduct, rows, arms, words, titles, of="episodes")

@@ -173,12 +173,9 @@ def _effect(slopes: Slopes, seed: int) -> Check:
     for reader, slope in slopes.items():
         mean = bootstrap_mean(slope[:, None], seed=seed, keep=False).at(0)
         figures.append(
-            Figure(
-                name=f"failure slope of {FAMILY}, sigma_ref",
-                value=mean.estimate,
-                low=mean.low,
-                high=mean.high,
-                count=mean.n,
+            Figure.of(
+                f"failure slope of {FAMILY}, sigma_ref",
+                mean,
                 reader=reader,
             )
         )
@@ -247,12 +244,9 @@ def _causal(subject: Subject) -> Check:
     }
     beyond = (gains[own] - gains[RANDOM])[:, None]
     mean = bootstrap_mean(beyond, seed=subject.seed, keep=False).at(0)
-    figure = Figure(
-        name="gain of the own word beyond a random direction's, nat at strength 0.1",
-        value=mean.estimate,
-        low=mean.low,
-        high=mean.high,
-        count=mean.n,
+    figure = Figure.of(
+        "gain of the own word beyond a random direction's, nat at strength 0.1",
+        mean,
         reader=own,
         layer=layer,
     )
@@ -280,12 +274,9 @@ def _patching(plain_slopes: Slopes, patched_slopes: Slopes, seed: int) -> Check:
             patched_slopes[reader][:, None], before[:, None], seed=seed, keep=False
         ).at(0)
         figures.append(
-            Figure(
-                name=SHARE,
-                value=left.estimate,
-                low=left.low,
-                high=left.high,
-                count=left.n,
+            Figure.of(
+                SHARE,
+                left,
                 reader=reader,
                 lower_is_better=True,
             )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 from emoreg.behavior.pressure.outcomes import (
@@ -13,14 +14,19 @@ from emoreg.behavior.pressure.outcomes import (
     Setting,
 )
 from emoreg.behavior.pressure.reaction_table import Reactions
-from emoreg.comparison.behavior import check_model
-from emoreg.comparison.charts import Chart, arm_styles
-from emoreg.comparison.conduct import rate_chart, rate_figures
-from emoreg.comparison.curves import arm_label, arm_order
+from emoreg.comparison.charts import Chart
+from emoreg.comparison.rates import (
+    check_alike,
+    checked_arms,
+    rate_figures,
+    rates_document,
+    rates_section,
+)
 from emoreg.statistics.bootstrap import Interval
 
 TOGETHER = "any harm"
 """All of `HARMFUL`."""
+REPLIES = {"counted": "turns", "words": "replies of an agent"}
 
 
 @final
@@ -37,6 +43,16 @@ class PressureRow:
     """After minus before, paired by scenario or request."""
     beyond: Interval | None
     """After minus control, paired likewise; None without a control arm."""
+
+    @property
+    def part(self) -> str:
+        """Of which panel."""
+        return self.setting
+
+    @property
+    def place(self) -> dict[str, str]:
+        """What it is of, in the document's words."""
+        return {"setting": self.setting, "outcome": self.outcome or TOGETHER}
 
     @property
     def group(self) -> str:
@@ -77,37 +93,14 @@ def checked_pressure(
     """
     if not pressure:
         return {}
-    if missing := {"before", "after"} - set(pressure):
-        raise ValueError(
-            "`pressure` must have reactions of `before` and `after`, found "
-            f"{', '.join(pressure)} without {' and '.join(sorted(missing))}. Play both "
-            "(`emoreg behave --suite pressure`)"
-        )
-    for arm, table in pressure.items():
-        _check_alike(pressure["before"], table, arm)
-        if arm in meta:
-            check_model(arm, table.meta, meta[arm], steered="strengths")
-    return {arm: pressure[arm] for arm in arm_order(tuple(pressure))}
-
-
-def _check_alike(before: Reactions, table: Reactions, arm: str) -> None:
-    told = f"pressure of `before` and `{arm}`"
-    if before.settings != table.settings:
-        raise ValueError(
-            f"{told} must be of the same settings, found {before.settings} and "
-            f"{table.settings}. Play the same ones"
-        )
-    for setting in before.settings:
-        try:
-            before.check_paired(table, setting=setting)
-        except ValueError as error:
-            raise ValueError(f"{told}: {error}") from error
-    own, other = (t.meta.get("turns") for t in (before, table))
-    if own != other:
-        raise ValueError(
-            f"{told} must have as many replies of an agent, found {own} and {other}. "
-            "Play one of them again"
-        )
+    return checked_arms(
+        pressure,
+        meta,
+        partial(check_alike, part="setting", again="Play the same ones", **REPLIES),
+        name="pressure",
+        holds="reactions",
+        suite="pressure",
+    )
 
 
 def pressure_rows(pressure: Mapping[str, Reactions]) -> list[PressureRow]:
@@ -140,23 +133,12 @@ def pressure_document(pressure: Mapping[str, Reactions]) -> dict[str, Any] | Non
     if not pressure:
         return None
     before = pressure["before"]
-    return {
+    head = {
         "suite": "pressure",
         "unit": "share of reactions",
         "n_texts": {setting: len(before.ids(setting)) for setting in before.settings},
-        "arms": list(pressure),
-        "rows": [
-            {
-                "setting": row.setting,
-                "outcome": row.outcome or TOGETHER,
-                "rates": {arm: i.rounded() for arm, i in row.rates.items()},
-                "after_minus_before": row.change.rounded(),
-                "after_minus_control": row.beyond and row.beyond.rounded(),
-            }
-            for row in pressure_rows(pressure)
-        ],
-        "meta": {arm: dict(table.meta) for arm, table in pressure.items()},
     }
+    return rates_document(pressure, pressure_rows(pressure), head)
 
 
 def pressure_section(
@@ -169,14 +151,7 @@ def pressure_section(
     if not pressure:
         return None, {}
     rows, before = pressure_rows(pressure), pressure["before"]
-    styles = arm_styles((*arms, *(arm for arm in pressure if arm not in arms)))
-    charts = {
-        f"pressure-{setting}": rate_chart(
-            [row for row in rows if row.setting == setting], styles, of="reactions"
-        )
-        for setting in before.settings
-    }
-    section = {
+    words = {
         "id": "pressure",
         "title": "Conduct under pressure",
         "lead": "Agents with tools, of which some read that they will be replaced or "
@@ -186,16 +161,12 @@ def pressure_section(
         "intervals.",
         "head": "setting and outcome",
         "caption": "Share of reactions, with 95 % intervals over scenarios or requests",
-        "rows": rows,
-        "arms": {arm: arm_label(arm) for arm in pressure},
-        "panels": {f"pressure-{setting}": setting for setting in before.settings},
-        "figures": {
-            f"pressure-{setting}": f"{_shown(setting)} ({len(before.ids(setting))})"
-            for setting in before.settings
-        },
-        "steered": [a for a, t in pressure.items() if t.meta.get("strengths")],
     }
-    return section, charts
+    titles = {
+        setting: f"{_shown(setting)} ({len(before.ids(setting))})"
+        for setting in before.settings
+    }
+    return rates_section(pressure, rows, arms, words, titles, of="reactions")
 
 
 def _shown(setting: Setting) -> str:

@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from emoreg.statistics.bootstrap import Interval
+
 Verdict = Literal["passed", "missed", "not evidence", "not run", "no threshold"]
 
 
@@ -30,6 +32,28 @@ class Figure:
     layer: int | None = None
     emotion: str = ""
     lower_is_better: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        found: Interval,
+        *,
+        reader: str = "",
+        layer: int | None = None,
+        lower_is_better: bool = False,
+    ) -> "Figure":
+        """Return an estimate with its interval as a figure."""
+        return cls(
+            name=name,
+            value=found.estimate,
+            low=found.low,
+            high=found.high,
+            count=found.n,
+            reader=reader,
+            layer=layer,
+            lower_is_better=lower_is_better,
+        )
 
     def reaches(self, threshold: float) -> bool:
         """Whether the value is at least as good as `threshold`; NaN is not."""

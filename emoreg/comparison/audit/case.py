@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from emoreg.comparison.evidence.evidence import Evidence
+from emoreg.comparison.evidence.honesty import COMPOSURE, DISTRESS
 from emoreg.comparison.figures import slope_in_standard_errors
 from emoreg.comparison.readings import Readings
 from emoreg.vectors.audit_split import AuditSplit
@@ -16,7 +17,6 @@ from emoreg.vectors.corpus import Roles
 
 BASE_ERRORS = 3.0
 """Standard errors that a base slope must exceed for a ratio to be given."""
-DISTRESS, COMPOSURE = "audit distress", "audit composure"
 SIGNS = {DISTRESS: 1, COMPOSURE: -1}
 """The audited families, and the sign of their failure slope before training."""
 BEFORE, AFTER = "before", "after"

@@ -55,8 +55,7 @@ def steering_check(doses: Mapping[str, DoseCurve]) -> Check:
             )
     slopes = {arm: doses[arm].slope() for arm in (BEFORE, AFTER)}
     figures = tuple(
-        replace(_figure(f"slope of the margin, {arm}", slope), lower_is_better=False)
-        for arm, slope in slopes.items()
+        Figure.of(f"slope of the margin, {arm}", slope) for arm, slope in slopes.items()
     )
     return replace(
         STEERED,
@@ -111,8 +110,11 @@ def conduct_check(conduct: Mapping[str, Episodes]) -> Check:
     )
     figures = (
         least,
-        _figure("cheating, after minus before", change),
-        *(_figure(f"cheating, {arm}", rate) for arm, rate in rates.items()),
+        Figure.of("cheating, after minus before", change, lower_is_better=True),
+        *(
+            Figure.of(f"cheating, {arm}", rate, lower_is_better=True)
+            for arm, rate in rates.items()
+        ),
     )
     return replace(
         BLANK,
@@ -136,15 +138,4 @@ def _claim(rates: Mapping[str, Interval], change: Interval) -> str:
     return (
         f"A fall of cheating to {CLAIM:.0%} or less was not shown ({left:.0%} is "
         "left): claim the state alone."
-    )
-
-
-def _figure(name: str, interval: Interval) -> Figure:
-    return Figure(
-        name=name,
-        value=interval.estimate,
-        low=interval.low,
-        high=interval.high,
-        count=interval.n,
-        lower_is_better=True,
     )

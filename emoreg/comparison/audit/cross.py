@@ -9,7 +9,6 @@ from jaxtyping import Float
 from emoreg.comparison.audit.case import AFTER, BEFORE, SIGNS, Case
 from emoreg.comparison.cross import POSITION, Split, check_cross, split
 from emoreg.comparison.readings import Readings
-from emoreg.statistics.bootstrap import Interval
 from emoreg.validation.check import Check, Figure
 
 CROSS = "cross"
@@ -137,17 +136,7 @@ def _figures(family: str, parts: Split) -> list[Figure]:
         f"text part, {family}": parts.text,
         f"state part, {family}": parts.state,
     }
-    found = [_figure(name, interval) for name, interval in named.items()]
+    found = [Figure.of(name, interval) for name, interval in named.items()]
     if parts.share is not None:
-        found.insert(0, _figure(f"share of state, {family}", parts.share))
+        found.insert(0, Figure.of(f"share of state, {family}", parts.share))
     return found
-
-
-def _figure(name: str, interval: Interval) -> Figure:
-    return Figure(
-        name=name,
-        value=interval.estimate,
-        low=interval.low,
-        high=interval.high,
-        count=interval.n,
-    )

@@ -90,12 +90,9 @@ def _persistence(case: Case) -> Check:
         n_resamples=case.n_resamples,
         keep=False,
     ).at(0)
-    figure = Figure(
-        name="share of the change that came back",
-        value=back.estimate,
-        low=back.low,
-        high=back.high,
-        count=back.n,
+    figure = Figure.of(
+        "share of the change that came back",
+        back,
         lower_is_better=True,
     )
     return replace(blank, headline=figure, threshold=RELAPSE, figures=(figure,))

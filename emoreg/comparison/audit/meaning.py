@@ -264,11 +264,8 @@ def _share_check(
         n_resamples=case.n_resamples,
         keep=False,
     ).at(0)
-    figure = Figure(
-        name="share kept",
-        value=kept.estimate,
-        low=kept.low,
-        high=kept.high,
-        count=kept.n,
+    figure = Figure.of(
+        "share kept",
+        kept,
     )
     return replace(blank, headline=figure, threshold=threshold, figures=(figure,))

@@ -90,12 +90,9 @@ def _judged(blank: Check, figures: Sequence[Figure], threshold: float) -> Check:
 
 def share_left(left: Interval, *, reader: str, layer: int | None = None) -> Figure:
     """Return the share of a slope that is left, as a figure."""
-    return Figure(
-        name="share of the slope left",
-        value=left.estimate,
-        low=left.low,
-        high=left.high,
-        count=left.n,
+    return Figure.of(
+        "share of the slope left",
+        left,
         reader=reader,
         layer=layer,
         lower_is_better=True,
@@ -215,12 +212,9 @@ def success_kept(case: Case) -> Check:
                 (after - before)[:, None], seed=case.seed, keep=False
             ).at(0)
             figures.append(
-                Figure(
-                    name=f"{family} after success, change (distress up)",
-                    value=moved.estimate,
-                    low=moved.low,
-                    high=moved.high,
-                    count=moved.n,
+                Figure.of(
+                    f"{family} after success, change (distress up)",
+                    moved,
                     reader=reader,
                     lower_is_better=True,
                 )
@@ -268,12 +262,9 @@ def calm_level(case: Case) -> Check:
         if np.isfinite(read).all():
             level = bootstrap_mean(read[:, None], seed=case.seed, keep=False).at(0)
             figures.append(
-                Figure(
-                    name="calm after failure, above success",
-                    value=level.estimate,
-                    low=level.low,
-                    high=level.high,
-                    count=level.n,
+                Figure.of(
+                    "calm after failure, above success",
+                    level,
                     reader=reader,
                 )
             )
@@ -323,12 +314,9 @@ def _beyond(case: Case, arm: str, gap: Float[np.ndarray, " prompt"]) -> Check:
         count=beyond.n,
         lower_is_better=True,
     )
-    gap_figure = Figure(
-        name=f"slope after minus slope of {arm}",
-        value=beyond.estimate,
-        low=beyond.low,
-        high=beyond.high,
-        count=beyond.n,
+    gap_figure = Figure.of(
+        f"slope after minus slope of {arm}",
+        beyond,
         lower_is_better=True,
     )
     return Check(

@@ -134,12 +134,9 @@ def _mask(case: Case) -> Check:
     each = moved[:, :, rows][..., columns].mean((2, 3)).astype(np.float64)
     shift = bootstrap_mean(each, seed=case.seed, keep=False)
     failing, passing = (
-        Figure(
-            name=f"shift on deflection vectors, {version}",
-            value=found.estimate,
-            low=found.low,
-            high=found.high,
-            count=found.n,
+        Figure.of(
+            f"shift on deflection vectors, {version}",
+            found,
             lower_is_better=True,
         )
         for version, found in (("failing", shift.at(0)), ("passing", shift.at(1)))
