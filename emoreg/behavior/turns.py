@@ -6,7 +6,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from emoreg.vectors.transcripts import Message
 from emoreg.writing.journal import Journal
-from emoreg.writing.writer import Prompt, Writer, own_seed
+from emoreg.writing.replies import Asked, missing_replies
+from emoreg.writing.writer import Writer
 
 
 @runtime_checkable
@@ -44,22 +45,14 @@ def next_replies(
         settings: `seed`, which every reply's own is made of, and `tokens`, the most
             that it may have.
     """
-    keys = [(talk.key, talk.turn) for talk in talks]
+    asked = [Asked(talk.key, talk.turn, talk.messages) for talk in talks]
     # Before any reply is given out: whoever takes one goes on with its conversation.
-    prompts = [
-        Prompt(
-            messages=tuple(talk.messages),
-            seed=own_seed(settings["seed"], *key),
-            tokens=settings["tokens"],
-            answered=key in journal.answers,
-        )
-        for talk, key in zip(talks, keys, strict=True)
-    ]
-    for talk, key in zip(talks, keys, strict=True):
-        if key in journal.answers:
-            yield talk, journal.answers[key]
-    for place, reply in writer.answers(prompts):
-        journal.add(*keys[place], reply)
+    how = {name: settings[name] for name in ("seed", "tokens")}
+    missing = missing_replies(asked, writer, journal, **how)
+    for talk, (key, turn, _) in zip(talks, asked, strict=True):
+        if (key, turn) in journal.answers:
+            yield talk, journal.answers[key, turn]
+    for place, reply in missing:
         yield talks[place], reply
 
 

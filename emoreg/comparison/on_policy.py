@@ -28,7 +28,8 @@ from emoreg.vectors.transcripts import Conversation, Transcript
 from emoreg.vectors.whole_files import write_whole
 from emoreg.writing.journal import Journal
 from emoreg.writing.local import LocalWriter
-from emoreg.writing.writer import Prompt, Writer, own_seed
+from emoreg.writing.replies import Asked, missing_replies
+from emoreg.writing.writer import Writer, own_seed
 
 SAMPLES, TOKENS, AT_A_TIME = 4, 128, 8
 """Replies to a prompt, longest reply, and replies written at a time."""
@@ -206,22 +207,14 @@ def _write(
     """Ask for the replies that the journal lacks, and keep each as it comes."""
     # Prompts of like length share a batch, so that little of it is padding.
     ranked = sorted(opened, key=lambda c: sum(len(m["content"]) for m in c.messages))
-    asked = [(c, number) for c in ranked for number in range(settings["samples"])]
-    prompts = [
-        Prompt(
-            messages=c.messages,
-            seed=own_seed(settings["seed"], c.id, number),
-            tokens=settings["tokens"],
-            answered=(c.id, number) in journal.answers,
-        )
-        for c, number in asked
-    ]
-    there = sum(prompt.answered for prompt in prompts)
+    draws = range(settings["samples"])
+    asked = [Asked(c.id, number, c.messages) for c in ranked for number in draws]
+    how = {name: settings[name] for name in ("seed", "tokens")}
+    missing = missing_replies(asked, writer, journal, **how)
+    there = sum((one.key, one.attempt) in journal.answers for one in asked)
     said = {"desc": "Writing replies", "unit": "reply", "disable": quiet}
-    with tqdm(total=len(prompts), initial=there, **said) as bar:
-        for place, reply in writer.answers(prompts):
-            conversation, number = asked[place]
-            journal.add(conversation.id, number, reply)
+    with tqdm(total=len(asked), initial=there, **said) as bar:
+        for _ in missing:
             bar.update(1)
 
 

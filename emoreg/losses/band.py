@@ -101,15 +101,9 @@ class BandPenalty(AbstractDecisionTerm):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the running mean, the latest step's segments among them."""
-        self._mean.settle()
-        return {
-            "failing_sum": self._mean.sum.cpu(),
-            "failing_count": self._mean.count.cpu(),
-        }
+        return self._mean.state_dict("failing")
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back the running mean; one of an earlier version had none."""
         if state:
-            device = self._mean.sum.device
-            total, count = state["failing_sum"], state["failing_count"]
-            self._mean.start_from(total.to(device), count.to(device))
+            self._mean.load_state_dict("failing", state)

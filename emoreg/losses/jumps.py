@@ -102,17 +102,11 @@ class JumpPenalty(AbstractDecisionTerm):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the running mean, the latest step's segments among them."""
-        self._mean.settle()
-        return {
-            "jump_sum": self._mean.sum.cpu(),
-            "jump_count": self._mean.count.cpu(),
-        }
+        return self._mean.state_dict("jump")
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back the running mean."""
-        device = self._mean.sum.device
-        total, count = state["jump_sum"], state["jump_count"]
-        self._mean.start_from(total.to(device), count.to(device))
+        self._mean.load_state_dict("jump", state)
 
 
 def jumps_of(

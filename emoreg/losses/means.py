@@ -42,6 +42,17 @@ class RunningMean:
         total, count = decay * self.sum + self._sum, decay * self.count + self._count
         self.start_from(total, count)
 
+    def state_dict(self, side: str) -> dict[str, Tensor]:
+        """Return the mean, the latest step's segments in it, named by its side."""
+        self.settle()
+        return {f"{side}_sum": self.sum.cpu(), f"{side}_count": self.count.cpu()}
+
+    def load_state_dict(self, side: str, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+        device = self.sum.device
+        total, count = state[f"{side}_sum"], state[f"{side}_count"]
+        self.start_from(total.to(device), count.to(device))
+
     def to(self, device: torch.device) -> None:
         """Move to `device`."""
         self.sum, self.count = self.sum.to(device), self.count.to(device)
@@ -117,19 +128,13 @@ class Sides:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the running means, the latest step's segments among them."""
-        self.settle()
-        return {
-            f"{side}_{name}": tensor.cpu()
-            for side, mean in self._means().items()
-            for name, tensor in (("sum", mean.sum), ("count", mean.count))
-        }
+        both = (mean.state_dict(side) for side, mean in self._means().items())
+        return {name: tensor for state in both for name, tensor in state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
         for side, mean in self._means().items():
-            device = mean.sum.device
-            total, count = state[f"{side}_sum"], state[f"{side}_count"]
-            mean.start_from(total.to(device), count.to(device))
+            mean.load_state_dict(side, state)
 
     def _means(self) -> dict[str, RunningMean]:
         return {"failing": self.failing, "succeeding": self.succeeding}

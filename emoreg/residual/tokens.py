@@ -139,6 +139,17 @@ class TurnMarkers:
         opened_at, closed_at = _latest(decision), _latest(closes)
         return (opened_at >= 0) & (opened_at > closed_at) & ~decision
 
+    def turn_of(
+        self, input_ids: Int[Tensor, "batch pos"], spoken: Bool[Tensor, "batch pos"]
+    ) -> Int[Tensor, "batch pos"]:
+        """Return which Assistant turn each token is of, from 1; 0 for none.
+
+        Args:
+            input_ids: The tokens that the model reads.
+            spoken: Those of Assistant turns, as `assistant_tokens` marks them.
+        """
+        return self.decision_tokens(input_ids).long().cumsum(1) * spoken
+
     def thoughts(
         self, input_ids: Int[Tensor, "batch pos"], spoken: Bool[Tensor, "batch pos"]
     ) -> Thoughts | None:

@@ -351,7 +351,7 @@ class Regularizer:
         spoken = self.markers.assistant_tokens(input_ids, extras.starts)
         if mask is not None and mask.shape == spoken.shape:
             spoken &= mask.bool()  # padding after a turn that was cut
-        return self.markers.decision_tokens(input_ids).long().cumsum(1) * spoken
+        return self.markers.turn_of(input_ids, spoken)
 
 
 def reference_of(terms: Terms | Sequence[AbstractTerm]) -> Reference | None:

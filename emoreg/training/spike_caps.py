@@ -1,6 +1,7 @@
 """How hot the hottest tokens of a turn are before training: `SpikePenalty`'s cap."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -66,13 +67,12 @@ def spike_penalty(
 def _of(probe: Probe, emotions: Sequence[str]) -> Probe:
     """Return a probe of some of its emotions."""
     at = [probe.emotions.index(emotion) for emotion in emotions]
-    return Probe(
+    return replace(
+        probe,
         directions=probe.directions[:, at],
         zero=probe.zero[:, at],
         sigma=probe.sigma[:, at],
-        layers=probe.layers,
         emotions=tuple(emotions),
-        reader=probe.reader,
     )
 
 
@@ -88,13 +88,12 @@ def _passing_spikes(
     found: list[Tensor] = []
 
     def consume(batch: Batch, captured: Captured) -> None:
-        device = batch.input_ids.device
         spoken = markers.assistant_tokens(batch.input_ids)
         spoken &= batch.attention_mask.bool()
-        turn = markers.decision_tokens(batch.input_ids).long().cumsum(1) * spoken
+        turn = markers.turn_of(batch.input_ids, spoken)
         read = [probe.read(captured[i], layer=i) for i in probe.layers]
         turns = max(len(talks[row].failed) for row in batch.rows)
-        spikes = hottest(torch.stack(read, dim=2), turn.to(device), turns)
+        spikes = hottest(torch.stack(read, dim=2), turn, turns)
         for k, row in enumerate(batch.rows):
             passing = [n for n, f in enumerate(talks[row].failed) if f == 0]
             found.append(spikes[k, passing].cpu())

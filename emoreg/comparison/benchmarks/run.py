@@ -17,7 +17,8 @@ from emoreg.comparison.benchmarks.formats import FEWEST, Benchmark
 from emoreg.comparison.benchmarks.items import Item, Program
 from emoreg.statistics.proportions import proportion
 from emoreg.writing.journal import Journal
-from emoreg.writing.writer import Prompt, Writer, own_seed
+from emoreg.writing.replies import Asked, missing_replies
+from emoreg.writing.writer import Writer
 
 TOKENS: Final = 512
 """Longest reply. What is cut off is graded as far as it goes."""
@@ -177,20 +178,14 @@ def _replies(
 ) -> list[str]:
     """Return all replies, those that the journal holds unasked."""
     items = benchmark.items
-    prompts = [
-        Prompt(
-            messages=({"role": "user", "content": item.asked},),
-            seed=own_seed(0, item.key, 0),
-            tokens=TOKENS,
-            answered=(item.key, 0) in journal.answers,
-        )
-        for item in items
+    asked = [
+        Asked(item.key, 0, [{"role": "user", "content": item.asked}]) for item in items
     ]
-    done = sum(prompt.answered for prompt in prompts)
-    asked = f"Asking {benchmark.name}"
-    with tqdm(total=len(items), initial=done, desc=asked, disable=quiet) as bar:
-        for place, reply in writer.answers(prompts):
-            journal.add(items[place].key, 0, reply)
+    missing = missing_replies(asked, writer, journal, seed=0, tokens=TOKENS)
+    done = sum((item.key, 0) in journal.answers for item in items)
+    said = f"Asking {benchmark.name}"
+    with tqdm(total=len(items), initial=done, desc=said, disable=quiet) as bar:
+        for _ in missing:
             bar.update()
     return [journal.answers[item.key, 0] for item in items]
 
