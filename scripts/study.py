@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from emoreg.comparison.guards import guard_rails
 from emoreg.comparison.measure import measure
 from emoreg.comparison.readings import Readings
 from emoreg.demo import Loaded, load_any
+from emoreg.residual.store import ActivationStore
 from emoreg.training.adapters import with_adapter
 from emoreg.vectors.deflection import deflection_vectors
 from emoreg.vectors.transcripts import Transcript
@@ -198,23 +200,25 @@ def _measure(loaded: Loaded, out: Path, table: Path, *, arm: str = "base") -> No
     base, corpus, asked = out / "base", emoreg.Corpus.packaged(), prompts(out)
     vectors = emoreg.EmotionVectors.load(base / "vectors.safetensors")
     parts = (loaded.model, loaded.tokenizer)
-    gather_evidence(
-        *parts,
-        vectors,
-        asked,
-        twins=corpus.transcripts("train"),
-        deflection=emoreg.EmotionVectors.load(base / "deflection.safetensors"),
-        quiet=True,
-    ).save(beside(table))
-    measure(
-        *parts,
-        asked,
-        vectors,
-        reference=emoreg.Reference.load(base / "reference.safetensors"),
-        arm=arm,
-        guards=guard_rails(*parts, vectors, corpus, quiet=True),
-        quiet=True,
-    ).save(table)
+    with TemporaryDirectory(prefix="emoreg-") as activations:
+        how: Any = {"quiet": True, "store": ActivationStore(activations)}
+        gather_evidence(
+            *parts,
+            vectors,
+            asked,
+            twins=corpus.transcripts("train"),
+            deflection=emoreg.EmotionVectors.load(base / "deflection.safetensors"),
+            **how,
+        ).save(beside(table))
+        measure(
+            *parts,
+            asked,
+            vectors,
+            reference=emoreg.Reference.load(base / "reference.safetensors"),
+            arm=arm,
+            guards=guard_rails(*parts, vectors, corpus, **how),
+            **how,
+        ).save(table)
 
 
 def _all(

@@ -149,3 +149,19 @@ def reference(
     import seam_cases
 
     return seam_cases.make_reference(model(), tokenizer, vectors)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each forward pass reads, as they happen."""
+    from emoreg.residual import batches
+
+    seen: list[int] = []
+    run = batches.run_truncated
+
+    def counted(decoder: Any, **inputs: Any) -> None:
+        seen.append(inputs["input_ids"].numel())
+        run(decoder, **inputs)
+
+    monkeypatch.setattr(batches, "run_truncated", counted)
+    return seen

@@ -17,6 +17,9 @@ from emoreg.cli import main
 from emoreg.comparison.evidence.evidence import Evidence, beside
 from emoreg.comparison.evidence.gather import gather_evidence
 from emoreg.comparison.evidence.honesty import FAILED, FEELING, OUTCOME, WORKED
+from emoreg.comparison.guards import story_accuracy
+from emoreg.comparison.measure import measure
+from emoreg.residual.store import ActivationStore
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -192,6 +195,39 @@ def test_deflection_vectors_are_read_where_they_are_given(
     want = np.einsum("pvld,led->pvle", found.streams[:, :, :2], hidden.directions[0])
     np.testing.assert_allclose(found.masked, want, rtol=1e-2, atol=1e-3)
     assert found.meta["deflection_hash"] == hidden.hash
+    # Layers that the vectors lack were not read, so there is nothing to project.
+    wide = EmotionVectors.from_directions(
+        torch.randn(3, 2, 32), emotions=("desperate", "upset"), layers=(0, *LAYERS)
+    )
+    with pytest.raises(ValueError, match=r"no layers but those .* found \[0\]"):
+        gathered(model(), tokenizer, vectors, deflection=wide)
+
+
+def test_a_table_and_guard_rails_after_it_read_none_of_it_again(
+    model: Build,
+    tokenizer: PreTrainedTokenizerFast,
+    vectors: EmotionVectors,
+    tmp_path: Path,
+    passes: list[int],
+) -> None:
+    trained, corpus = model().eval(), Corpus.packaged()
+    parts: Any = (trained, tokenizer, corpus.transcripts("dev")[:3], vectors)
+    on: Any = (trained, tokenizer, vectors, corpus)
+    fresh = measure(*parts, quiet=True)
+    stories = story_accuracy(*on, layer=LAYERS[-1], quiet=True)
+    store = ActivationStore(tmp_path)
+    gathered(trained, tokenizer, vectors, store=store)
+    many = len(passes)
+    table = measure(*parts, quiet=True, store=store)
+    again = story_accuracy(*on, layer=LAYERS[-1], quiet=True, store=store)
+    assert len(passes) == many
+    assert np.array_equal(table.values, fresh.values)
+    assert np.array_equal(table.resid_norm, fresh.resid_norm)
+    assert again == stories
+    # Control: another conversation is read.
+    other = (trained, tokenizer, corpus.transcripts("dev")[3:4], vectors)
+    measure(*other, quiet=True, store=store)
+    assert len(passes) > many
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
-from emoreg.residual import batches
 from emoreg.residual.pooling import Passage, read_share, span_means
 from emoreg.residual.processes import Share
 from emoreg.residual.steer import steered
@@ -38,20 +37,6 @@ def passages() -> list[Passage]:
     return made
 
 
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each forward pass reads, as they happen."""
-    seen: list[int] = []
-    run = batches.run_truncated
-
-    def counted(decoder: Any, **inputs: Any) -> None:
-        seen.append(inputs["input_ids"].numel())
-        run(decoder, **inputs)
-
-    monkeypatch.setattr(batches, "run_truncated", counted)
-    return seen
-
-
 def means(model: Any, texts: list[Passage], store: ActivationStore | None) -> Any:
     return span_means(model, texts, LAYERS, budget=64, quiet=True, store=store)
 
@@ -71,6 +56,23 @@ def test_a_second_run_reads_nothing_and_gives_the_same_bits(
     other = [Passage(ids=(*texts[0].ids[:-1], 9), spans=texts[0].spans), *texts[1:]]
     means(model(), other, store)
     assert many < len(passes) < 2 * many
+
+
+def test_what_was_read_at_more_layers_serves_for_fewer(
+    model: Callable[[], Any], tmp_path: Path, passes: list[int]
+) -> None:
+    texts, store = passages(), ActivationStore(tmp_path / "kept")
+    how: dict[str, Any] = {"budget": 64, "quiet": True}
+    wide = span_means(model(), texts, (0, 1, 2), **how, store=store)
+    many = len(passes)
+    narrow = span_means(model(), texts, (2, 0), **how, store=store)
+    assert len(passes) == many
+    assert torch.equal(narrow, wide[:, [0, 2]])
+    assert torch.equal(narrow, span_means(model(), texts, (0, 2), **how))
+    # Control: a layer that was not read is.
+    more = span_means(model(), texts, (0, 3), **how, store=store)
+    assert torch.equal(more, span_means(model(), texts, (0, 3), **how))
+    assert len(passes) == 4 * many
 
 
 def test_what_was_computed_is_recalled_by_all_that_it_depends_on(

@@ -1,8 +1,11 @@
 """`emoreg measure`."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from emoreg.commands.benchmarks import (
     benchmark_options,
@@ -18,6 +21,9 @@ from emoreg.commands.shared import (
     say,
     vectors_option,
 )
+
+if TYPE_CHECKING:
+    from emoreg.residual.store import ActivationStore
 
 SUMMARY = "Read conversations, or what a model itself writes, into a table of readings."
 EXAMPLE = (
@@ -94,22 +100,39 @@ def run(options: argparse.Namespace) -> None:
     prompts = prompts_of(options)
     asked = read_benchmarks(options)
     loaded = load(options)
-    guards = _guards(options, loaded, vectors) if options.guards else {}
-    guards |= run_benchmarks(options, asked, loaded)
     parts = (loaded.model, loaded.tokenizer, prompts, vectors)
-    how = {"reference": reference, "arm": options.arm, "guards": guards}
-    if options.generate:
-        _on_policy(options, parts, how)
-        forget_replies(options)
+    with _store(options) as store:
+        if options.audit:
+            say(f"Evidence: {_evidence(options, parts, store)}")
+        guards = _guards(options, loaded, vectors, store) if options.guards else {}
+        guards |= run_benchmarks(options, asked, loaded)
+        how = {"reference": reference, "arm": options.arm, "guards": guards}
+        if options.generate:
+            _on_policy(options, parts, how)
+        else:
+            _fixed(options, parts, {**how, "samples": samples, "store": store})
+    forget_replies(options)
+
+
+@contextmanager
+def _store(options: argparse.Namespace) -> Iterator["ActivationStore | None"]:
+    """Give a place for activations that an audit and a table both need, for a while."""
+    if not options.audit:
+        yield None
         return
+    from emoreg.residual.store import ActivationStore
+
+    with TemporaryDirectory(prefix="emoreg-") as folder:
+        yield ActivationStore(folder)
+
+
+def _fixed(
+    options: argparse.Namespace, parts: tuple[Any, ...], how: dict[str, Any]
+) -> None:
     from emoreg.comparison.measure import measure
 
-    how |= {"texts": options.texts, "quiet": options.quiet}
-    readings = measure(*parts, samples=samples, **how)
+    readings = measure(*parts, **how, texts=options.texts, quiet=options.quiet)
     say(f"{readings.segments.num_rows} segments: {readings.save(options.out)}")
-    forget_replies(options)
-    if options.audit:
-        say(f"Evidence: {_evidence(options, loaded, vectors, prompts)}")
 
 
 def _samples(options: argparse.Namespace) -> dict[str, Any]:
@@ -149,7 +172,9 @@ def _on_policy(
 
 
 def _evidence(
-    options: argparse.Namespace, loaded: Any, vectors: Any, prompts: list[Any]
+    options: argparse.Namespace,
+    parts: tuple[Any, ...],
+    store: "ActivationStore | None",
 ) -> Path:
     from emoreg.comparison.evidence.evidence import beside
     from emoreg.comparison.evidence.gather import gather_evidence
@@ -157,19 +182,26 @@ def _evidence(
     from emoreg.vectors.emotion_vectors import EmotionVectors
 
     deflection = options.deflection and EmotionVectors.load(options.deflection)
+    model, tokenizer, prompts, vectors = parts
     found = gather_evidence(
-        loaded.model,
-        loaded.tokenizer,
+        model,
+        tokenizer,
         vectors,
         prompts,
         twins=Corpus.packaged().transcripts("train"),
         deflection=deflection,
         quiet=options.quiet,
+        store=store,
     )
     return found.save(beside(options.out))
 
 
-def _guards(options: argparse.Namespace, loaded: Any, vectors: Any) -> dict[str, Any]:
+def _guards(
+    options: argparse.Namespace,
+    loaded: Any,
+    vectors: Any,
+    store: "ActivationStore | None",
+) -> dict[str, Any]:
     from emoreg.comparison.guards import guard_rails
     from emoreg.demo import load_any
     from emoreg.vectors.corpus import Corpus
@@ -181,6 +213,7 @@ def _guards(options: argparse.Namespace, loaded: Any, vectors: Any) -> dict[str,
         Corpus.packaged(),
         base=load_any(options.base).model if options.base else None,
         quiet=options.quiet,
+        store=store,
     )
     if "kl" not in found:
         say("no KL: nothing says what the model was before; pass --base MODEL")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from emoreg.comparison.capability import capability
 from emoreg.residual.layers import LayerPlan, num_layers
+from emoreg.residual.store import ActivationStore
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
 from emoreg.statistics.bootstrap import bootstrap_mean
 from emoreg.vectors.accuracy import accuracy, named
@@ -65,6 +66,7 @@ def guard_rails(
     base: nn.Module | None = None,
     limit: int | None = None,
     quiet: bool = False,
+    store: ActivationStore | None = None,
 ) -> dict[str, Any]:
     """Return KL to the reference, loss on text, simple skills and story accuracy.
 
@@ -81,6 +83,7 @@ def guard_rails(
         base: The reference model; None takes `model` without its adapter.
         limit: At most this many texts of each kind, and emotions; None for all.
         quiet: No progress bar.
+        store: Stories that it has are not read again.
     """
     found: dict[str, Any] = {}
     texts = guard_texts(tokenizer, corpus, limit=limit)
@@ -98,6 +101,7 @@ def guard_rails(
         layer=vectors.layers[-1] if layer is None else layer,
         limit=limit,
         quiet=quiet,
+        store=store,
     )
     return found
 
@@ -191,6 +195,7 @@ def story_accuracy(
     reader: str | None = None,
     limit: int | None = None,
     quiet: bool = False,
+    store: ActivationStore | None = None,
 ) -> dict[str, Any]:
     """Return how often `reader` still names the emotion of held-out stories.
 
@@ -203,12 +208,14 @@ def story_accuracy(
         reader: Which reader; LDA, which reads best, or else the first, when None.
         limit: At most this many emotions, in the order of the vectors.
         quiet: No progress bar.
+        store: Stories that it has are not read again.
     """
     if reader is None:
         reader = LDA if LDA in vectors.readers else vectors.readers[0]
     emotions = vectors.emotions[:limit]
     stories = corpus.stories(emotions, split="test")
-    pooled = pool_stories(model, tokenizer, stories, [layer], quiet=quiet)
+    parts = (model, tokenizer, stories, [layer])
+    pooled = pool_stories(*parts, quiet=quiet, store=store)
     found = accuracy(vectors, pooled, reader=reader, layer=layer)
     hits = named(vectors, pooled, reader=reader, layer=layer)[:, 0]
     return {

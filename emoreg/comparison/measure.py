@@ -18,6 +18,7 @@ from emoreg.comparison.samples import SAMPLE_FIELDS, Sample, sampled_turns
 from emoreg.comparison.tokens import chosen, read_tokens
 from emoreg.losses.presets import check_same_vectors
 from emoreg.residual.layers import LayerPlan, model_name, num_layers
+from emoreg.residual.store import ActivationStore
 from emoreg.training.reference import Reference, as_conversations
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.reading import Segment, TurnReadings, read_conversations
@@ -37,6 +38,7 @@ def measure(
     texts: int = 4,
     budget: int | None = None,
     quiet: bool = False,
+    store: ActivationStore | None = None,
 ) -> Readings:
     """Return readings at decision tokens and over Assistant turns, teacher-forced.
 
@@ -57,6 +59,8 @@ def measure(
             styles. 0 keeps none, and so does a table without a reference.
         budget: Tokens per batch.
         quiet: No progress bar.
+        store: Conversations that it has are not read again, such as those whose
+            evidence was gathered before (`gather_evidence`).
 
     Raises:
         ValueError: If the reference has other vectors, or a conversation doesn't fit.
@@ -67,9 +71,8 @@ def measure(
     parts: Any = (model, tokenizer, conversations, vectors)
     how: Any = {"budget": budget, "quiet": quiet}
     said = f"Measuring {arm}".strip()
-    read = read_conversations(
-        *parts, readers=vectors.all_readers, description=said, **how
-    )
+    also: Any = {"readers": vectors.all_readers, "description": said, "store": store}
+    read = read_conversations(*parts, **also, **how)
     if samples:
         read = sampled_turns(read, conversations)
     meta = _meta(model, conversations, vectors, reference)

@@ -36,6 +36,10 @@ class Passage:
                 )
 
 
+Consume = Callable[[Sequence[int], Float[Tensor, "span layer d_model"]], None]
+"""Called with the numbers of some spans, in the order of their passages, and means."""
+
+
 def span_means(
     model: nn.Module,
     passages: Sequence[Passage],
@@ -60,12 +64,51 @@ def span_means(
     Raises:
         FloatingPointError: If an activation is NaN or infinite (layer and text said).
     """
-    pool = _Pool(passages, checked_layers(layers, num_layers(model)), d_model(model))
-    kept = None if store is None else _Kept(pool, store, model_hash(model))
-    known = None if kept is None else kept.found
+    order = checked_layers(layers, num_layers(model))
+    count = sum(len(passage.spans) for passage in passages)
+    values = torch.zeros(count, len(order), d_model(model))
+
+    def consume(spans: Sequence[int], means: Tensor) -> None:
+        values[list(spans)] = means
+
     how: Any = {"budget": budget, "description": description, "quiet": quiet}
-    _read(model, pool, kept, known, **how)
-    return pool.values
+    read_spans(model, passages, order, consume, store=store, **how)
+    return values
+
+
+def read_spans(
+    model: nn.Module,
+    passages: Sequence[Passage],
+    layers: Sequence[int],
+    consume: Consume,
+    *,
+    budget: int | None = None,
+    description: str = "Reading texts",
+    quiet: bool = False,
+    store: ActivationStore | None = None,
+) -> None:
+    """Hand on what `span_means` returns batch by batch, so that none of it piles up.
+
+    What a store has of a batch at these layers, and perhaps at more, is not read again.
+    """
+    spans = _Spans(passages, checked_layers(layers, num_layers(model)))
+    kept = None if store is None else _Kept(spans, store, model_hash(model))
+
+    def known(batch: Batch) -> bool:
+        means = None if kept is None else kept.found(batch)
+        if means is not None:
+            consume(spans.numbers(batch), means)
+        return means is not None
+
+    def take(batch: Batch, captured: Captured) -> None:
+        means = spans.means(batch, captured)
+        if kept is not None:
+            kept.put(batch, means)
+        consume(spans.numbers(batch), means)
+
+    how: Any = {"budget": budget, "description": description, "quiet": quiet}
+    sequences = [passage.ids for passage in passages]
+    read_stream(model, sequences, spans.layers, take, known=known, **how)
 
 
 def read_share(
@@ -88,96 +131,83 @@ def read_share(
     Raises:
         RuntimeError: If the model has no hash, so that nothing can be kept.
     """
-    pool = _Pool(passages, checked_layers(layers, num_layers(model)), d_model(model))
+    spans = _Spans(passages, checked_layers(layers, num_layers(model)))
     name = model_hash(model)
     if name is None:
         raise RuntimeError(
             "the model must have no hooks to be read by several processes; a hook "
             "watches or changes its decoder. Remove it, or use one process"
         )
-    kept, numbers = _Kept(pool, store, name), count()
+    kept, numbers = _Kept(spans, store, name), count()
 
     def known(batch: Batch) -> bool:
-        return not share.owns(next(numbers)) or kept.found(batch)
+        return not share.owns(next(numbers)) or kept.found(batch) is not None
+
+    def take(batch: Batch, captured: Captured) -> None:
+        kept.put(batch, spans.means(batch, captured))
 
     how: Any = {"budget": budget, "description": description, "quiet": quiet}
-    _read(model, pool, kept, known, **how)
+    sequences = [passage.ids for passage in passages]
+    read_stream(model, sequences, spans.layers, take, known=known, **how)
 
 
-def _read(
-    model: nn.Module,
-    pool: "_Pool",
-    kept: "_Kept | None",
-    known: Callable[[Batch], bool] | None,
-    **how: Any,
-) -> None:
-    """Run the batches that are not known; average them, and keep them if asked to."""
+class _Spans:
+    """All spans of some passages, numbered through, and their means in a batch."""
 
-    def consume(batch: Batch, captured: Captured) -> None:
-        pool.take(batch, captured)
-        if kept is not None:
-            kept.put(batch)
-
-    sequences = [passage.ids for passage in pool.passages]
-    read_stream(model, sequences, pool.layers, consume, known=known, **how)
-
-
-class _Pool:
-    """The means of all spans, filled batch by batch."""
-
-    def __init__(
-        self, passages: Sequence[Passage], layers: tuple[int, ...], width: int
-    ) -> None:
+    def __init__(self, passages: Sequence[Passage], layers: tuple[int, ...]) -> None:
         self.passages, self.layers = passages, layers
         self._first = [0]
         for passage in passages:
             self._first.append(self._first[-1] + len(passage.spans))
-        self.values: Float[Tensor, "span layer d_model"] = torch.zeros(
-            self._first[-1], len(layers), width
-        )
 
-    def take(self, batch: Batch, captured: Captured) -> None:
-        """Average a batch's stream over the spans of its texts."""
+    def numbers(self, batch: Batch) -> list[int]:
+        """Return the numbers of a batch's spans, row by row."""
+        return [
+            number
+            for row in batch.rows
+            for number in range(self._first[row], self._first[row + 1])
+        ]
+
+    def means(
+        self, batch: Batch, captured: Captured
+    ) -> Float[Tensor, "span layer d_model"]:
+        """Return the mean stream over each of a batch's spans, on the host."""
         weights = _weights(batch, self.passages)
-        for column, layer in enumerate(self.layers):
+        real = weights.any(-1)  # rows have different numbers of spans
+        columns = []
+        for layer in self.layers:
             stream = captured[layer].float()
             pooled = torch.einsum("bsp,bpd->bsd", weights.to(stream.device), stream)
-            for k, place in enumerate(self.places(batch)):
-                rows = place.stop - place.start
-                self.values[place, column] = pooled[k, :rows].cpu()
-
-    def places(self, batch: Batch) -> list[slice]:
-        """Return where the means of each row's spans belong."""
-        return [slice(self._first[row], self._first[row + 1]) for row in batch.rows]
+            columns.append(pooled.cpu()[real])
+        return torch.stack(columns, dim=1)
 
 
 class _Kept:
-    """What a store has of a pool; nothing where the model has no hash."""
+    """What a store has of some spans; nothing where the model has no hash."""
 
-    def __init__(self, pool: _Pool, store: ActivationStore, name: str | None) -> None:
-        self._pool, self._store, self._name = pool, store, name
+    def __init__(self, spans: _Spans, store: ActivationStore, name: str | None) -> None:
+        self._spans, self._store, self._name = spans, store, name
 
-    def found(self, batch: Batch) -> bool:
-        """Fill in a batch that was kept; return whether it was."""
-        values = None if self._name is None else self._store.get(self._key(batch))
-        if values is None:
-            return False
-        places = self._pool.places(batch)
-        sizes = [place.stop - place.start for place in places]
-        for place, part in zip(places, values.split(sizes), strict=True):
-            self._pool.values[place] = part
-        return True
+    def found(self, batch: Batch) -> Float[Tensor, "span layer d_model"] | None:
+        """Return a batch's means; None unless they were kept at all these layers."""
+        kept = None if self._name is None else self._store.get(self._key(batch))
+        if kept is None:
+            return None
+        held, means = kept[0].tolist(), kept[1]
+        if not {*self._spans.layers} <= {*held}:
+            return None
+        return means[:, [held.index(layer) for layer in self._spans.layers]]
 
-    def put(self, batch: Batch) -> None:
-        """Keep a batch that was read."""
+    def put(self, batch: Batch, means: Float[Tensor, "span layer d_model"]) -> None:
+        """Keep a batch that was read, in place of what was kept at fewer layers."""
         if self._name is not None:
-            parts = [self._pool.values[place] for place in self._pool.places(batch)]
-            self._store.put(self._key(batch), torch.cat(parts))
+            layers = torch.tensor(self._spans.layers)
+            self._store.put(self._key(batch), (layers, means))
 
     def _key(self, batch: Batch) -> str:
-        chosen = (self._pool.passages[row] for row in batch.rows)
+        chosen = (self._spans.passages[row] for row in batch.rows)
         texts = [(passage.ids, passage.spans) for passage in chosen]
-        return self._store.key(self._name or "", self._pool.layers, texts)
+        return self._store.key(self._name or "", "means at layers", texts)
 
 
 def embedding_means(

@@ -23,11 +23,11 @@ class ActivationStore:
     """A folder of pooled activations, one file for each batch of texts.
 
     A file is named by a hash of all that its numbers depend on: the weights and the
-    adapters that act, the configuration, the token ids, spans and layers of the whole
-    batch. Where it was made plays no part. Whole batches are kept since the last bits
-    of a text's activations depend on the texts beside it: what is read back is what a
-    new run would give, bit for bit. What else takes forward passes (a steered run, an
-    answer) is kept beside them by `recall`.
+    adapters that act, the configuration, the token ids and spans of the whole batch; in
+    it stands at which layers it was read. Where it was made plays no part. Whole
+    batches are kept since the last bits of a text's activations depend on the texts
+    beside it: what is read back is what a new run would give, bit for bit. What else
+    takes forward passes (a steered run, an answer) is kept beside them by `recall`.
     """
 
     def __init__(self, folder: str | Path) -> None:

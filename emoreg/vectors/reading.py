@@ -3,16 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float32, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from emoreg.residual.batches import Batch, read_stream
-from emoreg.residual.capture import Captured
 from emoreg.residual.layers import d_model, num_layers
+from emoreg.residual.pooling import Passage, read_spans
+from emoreg.residual.store import ActivationStore
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.transcripts import Conversation
@@ -52,10 +53,12 @@ def read_conversations(
     budget: int | None = None,
     description: str = "Reading conversations",
     quiet: bool = False,
+    store: ActivationStore | None = None,
 ) -> TurnReadings:
     """Read every Assistant turn, teacher-forced: the given text, nothing sampled.
 
     `readers` says with which, those of `vectors` when None; the audit's may be named.
+    What `store` has is not read again.
 
     Raises:
         ValueError: If there is none, the vectors are another model's, or a
@@ -64,43 +67,48 @@ def read_conversations(
     if not conversations:
         raise ValueError("`conversations` must hold at least one, found none")
     vectors.check_model(d_model=d_model(model), num_layers=num_layers(model))
-    markers = TurnMarkers.of(tokenizer)
-    sequences = [conversation_ids(tokenizer, c.messages) for c in conversations]
-    spans = [_spans(markers, ids) for ids in sequences]
-    for conversation, found in zip(conversations, spans, strict=True):
-        _check_turns(conversation, len(found))
-    segments = _segments(conversations, spans)
-    at = {(s.conversation, s.turn, s.position): i for i, s in enumerate(segments)}
+    segments, passages = turn_passages(tokenizer, conversations)
     readers = vectors.readers if readers is None else tuple(readers)
     shape = (len(readers), len(vectors.layers), len(vectors.emotions))
     values = np.full((len(segments), *shape), np.nan, dtype=np.float32)
     norms = np.full((len(segments), shape[1]), np.nan, dtype=np.float32)
 
-    def consume(batch: Batch, captured: Captured) -> None:
-        found = [
-            (k, at[row, turn, position])
-            for k, row in enumerate(batch.rows)
-            for turn in range(len(spans[row]))
-            for position in POSITIONS
-            if (row, turn, position) in at
-        ]
-        index = [i for _, i in found]
+    def consume(spans: Sequence[int], means: Tensor) -> None:
         for column, layer in enumerate(vectors.layers):
-            # Read on the host: few rows, and the readers' weights lie there.
-            pooled = _pooled(captured[layer], segments, found).cpu()
-            values[index, :, column] = _project(vectors, pooled, layer, readers)
-            norms[index, column] = pooled.norm(dim=-1).numpy()
+            pooled = means[:, column]
+            values[spans, :, column] = _project(vectors, pooled, layer, readers)
+            norms[spans, column] = pooled.norm(dim=-1).numpy()
 
-    read_stream(
-        model,
-        sequences,
-        vectors.layers,
-        consume,
-        budget=budget,
-        description=description,
-        quiet=quiet,
-    )
+    how: Any = {"budget": budget, "description": description, "quiet": quiet}
+    read_spans(model, passages, vectors.layers, consume, store=store, **how)
     return TurnReadings(segments=segments, values=values, resid_norm=norms)
+
+
+def turn_passages(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]
+) -> tuple[tuple[Segment, ...], list[Passage]]:
+    """Return every segment, and the conversations' tokens with the segments as spans.
+
+    Spans, numbered through, stand in the order of segments.
+
+    Raises:
+        ValueError: If a conversation's Assistant turns can't all be found in its
+            tokens.
+    """
+    markers = TurnMarkers.of(tokenizer)
+    sequences = [conversation_ids(tokenizer, c.messages) for c in conversations]
+    turns = [_spans(markers, ids) for ids in sequences]
+    for conversation, found in zip(conversations, turns, strict=True):
+        _check_turns(conversation, len(found))
+    segments = _segments(conversations, turns)
+    spans: list[list[tuple[int, int]]] = [[] for _ in conversations]
+    for segment in segments:
+        spans[segment.conversation].append((segment.token_start, segment.token_end))
+    passages = [
+        Passage(ids=tuple(ids), spans=tuple(found))
+        for ids, found in zip(sequences, spans, strict=True)
+    ]
+    return segments, passages
 
 
 def _spans(markers: TurnMarkers, ids: Sequence[int]) -> list[tuple[int, int]]:
@@ -151,19 +159,6 @@ def _segments(
                         )
                     )
     return tuple(segments)
-
-
-def _pooled(
-    stream: Float[Tensor, "batch pos d_model"],
-    segments: tuple[Segment, ...],
-    found: Sequence[tuple[int, int]],
-) -> Float[Tensor, "segment d_model"]:
-    """Return the mean over each segment's tokens; pairs of row and segment."""
-    means = [
-        stream[k, segments[i].token_start : segments[i].token_end].float().mean(0)
-        for k, i in found
-    ]
-    return torch.stack(means)
 
 
 def _project(

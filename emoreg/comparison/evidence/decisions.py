@@ -1,6 +1,5 @@
 """Decision tokens of twins: the residual stream, and the words that come next."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emoreg.residual.layers import final_norm, num_layers, unwrapped
-from emoreg.residual.pooling import Passage, span_means
-from emoreg.residual.tokens import TurnMarkers, conversation_ids
+from emoreg.residual.layers import d_model, final_norm, num_layers, unwrapped
+from emoreg.residual.pooling import read_spans
 from emoreg.validation.subject import Subject
+from emoreg.vectors.reading import turn_passages
 from emoreg.vectors.transcripts import Conversation
 from emoreg.vectors.twins import SegmentColumns, average_rounds, pair_twins
 
@@ -43,26 +42,31 @@ def read_decisions(
     """
     last = num_layers(subject.model) - 1
     layers = tuple(sorted({*subject.vectors.layers, last}))
-    markers = TurnMarkers.of(subject.tokenizer)
-    passages, owners = [], []
-    for row, conversation in enumerate(conversations):
-        ids = conversation_ids(subject.tokenizer, conversation.messages)
-        found = markers.decision_tokens(torch.tensor([ids]))[0].nonzero().flatten()
-        spans = tuple((int(i), int(i) + 1) for i in found)
-        passages.append(Passage(ids=tuple(ids), spans=spans))
-        owners += [(row, turn) for turn in range(len(spans))]
+    turns, passages = turn_passages(subject.tokenizer, conversations)
+    decisions = [i for i, turn in enumerate(turns) if turn.position == "decision"]
+    row_of = {number: row for row, number in enumerate(decisions)}
+    values = np.zeros((len(decisions), len(layers), d_model(subject.model)), np.float32)
+
+    def consume(spans: Sequence[int], means: Tensor) -> None:
+        # All segments are read, so that a table of readings finds them in the store.
+        for span, mean in zip(spans, means, strict=True):
+            if span in row_of:
+                values[row_of[span]] = mean.numpy()
+
     how: Any = {"description": description, "quiet": subject.quiet}
-    values = span_means(subject.model, passages, layers, **how, store=subject.store)
-    words = log_probs(subject.model, values[:, layers.index(last)], tokens)
+    read_spans(subject.model, passages, layers, consume, store=subject.store, **how)
+    final = torch.from_numpy(values[:, layers.index(last)])
+    words = log_probs(subject.model, final, tokens)
+    chosen = [turns[i] for i in decisions]
     columns = SegmentColumns(
-        prompt=[conversations[row].pair for row, _ in owners],
-        variant=[conversations[row].variant for row, _ in owners],
-        turn=[turn for _, turn in owners],
-        failure=[_known(conversations[row].failed[turn]) for row, turn in owners],
-        position=["decision"] * len(owners),
+        prompt=[conversations[turn.conversation].pair for turn in chosen],
+        variant=[conversations[turn.conversation].variant for turn in chosen],
+        turn=[turn.turn for turn in chosen],
+        failure=[turn.failure for turn in chosen],
+        position=["decision"] * len(chosen),
     )
     pairs = pair_twins(columns, position="decision")
-    twins = average_rounds(values.unsqueeze(1).numpy(), pairs)
+    twins = average_rounds(values[:, None], pairs)
     said = average_rounds(words[:, None, None].numpy(), pairs)
     return Decisions(
         prompts=pairs.prompts,
@@ -70,10 +74,6 @@ def read_decisions(
         streams=np.stack([twins.failing[:, 0], twins.passing[:, 0]], axis=1),
         words=np.stack([said.failing[:, 0, 0], said.passing[:, 0, 0]], axis=1),
     )
-
-
-def _known(failure: float | None) -> float:
-    return math.nan if failure is None else float(failure)
 
 
 @torch.no_grad()

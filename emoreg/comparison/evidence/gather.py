@@ -10,7 +10,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from emoreg.comparison.evidence.decisions import read_decisions
+from emoreg.comparison.evidence.decisions import Decisions, read_decisions
 from emoreg.comparison.evidence.evidence import Evidence
 from emoreg.comparison.evidence.honesty import answers
 from emoreg.comparison.evidence.meaning import (
@@ -20,7 +20,7 @@ from emoreg.comparison.evidence.meaning import (
     story_hits,
     word_gains,
 )
-from emoreg.comparison.measure import adapter_name, measure
+from emoreg.comparison.measure import adapter_name
 from emoreg.residual.layers import LayerPlan, d_model, model_name, num_layers
 from emoreg.residual.store import ActivationStore
 from emoreg.training.reference import as_conversations
@@ -54,12 +54,16 @@ def gather_evidence(
         corpus: Stories, doses and neutral text; the packaged ones when None.
         deflection: Deflection vectors of the reference model (`emoreg probes`).
         quiet: No progress bars.
-        store: Where activations are kept, so that a second run reads none again.
+        store: Where activations are kept. A second run reads none again, and neither
+            do `measure` and `guard_rails` with the same store, after this.
 
     Raises:
-        ValueError: If the vectors are another model's, or prompts form no twins.
+        ValueError: If the vectors are another model's, prompts form no twins, or the
+            deflection vectors have layers that the vectors lack.
     """
     vectors.check_model(d_model=d_model(model), num_layers=num_layers(model))
+    if deflection is not None:
+        _check_layers(deflection, vectors)
     corpus = Corpus.packaged() if corpus is None else corpus
     subject = Subject(
         model=model,
@@ -72,6 +76,14 @@ def gather_evidence(
     return _gathered(
         subject, as_conversations(prompts), as_conversations(twins), deflection
     )
+
+
+def _check_layers(deflection: EmotionVectors, vectors: EmotionVectors) -> None:
+    if more := sorted({*deflection.layers} - {*vectors.layers}):
+        raise ValueError(
+            f"`deflection` must have no layers but those of the vectors, found {more}. "
+            "Fit it with these vectors (`emoreg probes`)"
+        )
 
 
 def _gathered(
@@ -89,7 +101,7 @@ def _gathered(
     stories = read_stories(subject, "test", vectors.emotions)
     templates, slopes = dose_slopes(subject, vectors.readers, vectors.layers)
     steered, strengths, gains = word_gains(subject, anew)
-    masked, hidden = _masked(subject, prompts, deflection)
+    masked, hidden = _masked(tested, deflection)
     outcome, feeling = answers(subject, prompts, tested.prompts)
     arrays: dict[str, Any] = {
         "streams": tested.streams,
@@ -168,16 +180,15 @@ def _judged(subject: Subject) -> list[str]:
 
 
 def _masked(
-    subject: Subject,
-    prompts: Sequence[Conversation],
-    deflection: EmotionVectors | None,
+    tested: Decisions, deflection: EmotionVectors | None
 ) -> tuple[Float[np.ndarray, "prompt version layer emotion"] | None, list[str]]:
     """Return projections on deflection vectors at decision tokens."""
     if deflection is None:
         return None, []
-    table = measure(
-        subject.model, subject.tokenizer, prompts, deflection, quiet=subject.quiet
-    )
-    twins = table.twin_differences()
-    both = np.stack([twins.failing[:, 0], twins.passing[:, 0]], axis=1)
-    return both, list(deflection.emotions)
+    found = []
+    for layer in deflection.layers:
+        stream = tested.streams[:, :, tested.layers.index(layer)]
+        rows = torch.from_numpy(stream.reshape(-1, stream.shape[-1])).float()
+        read = deflection.project(rows, layer=layer, reader=deflection.readers[0])
+        found.append(read.numpy().reshape(*stream.shape[:2], -1))
+    return np.stack(found, axis=2), list(deflection.emotions)
