@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import gc
 import random
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +17,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from emoreg.vectors.corpus import Corpus
 
 FAMILIES = (
     "llama",
@@ -29,6 +32,7 @@ FAMILIES = (
     "gpt_neox",
     "phi",
 )
+BPE_TOKENS = 1024
 NUM_LAYERS = 4
 D_MODEL = 32
 
@@ -65,6 +69,17 @@ _CONFIGS = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _light_collections() -> None:
+    """Take what is imported by now out of garbage collection.
+
+    Every `trainer.train()` begins with a full one, which goes through the objects of
+    all modules: 0.4 s of a test's second. What is imported later is taken out later.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _determinism() -> None:
     """Give every test the same random numbers and one thread."""
@@ -76,6 +91,36 @@ def _determinism() -> None:
 
 @pytest.fixture(scope="session")
 def _tokenizer_core() -> Tokenizer:
+    # A single byte a token would make texts three times as long, and attention, which
+    # is most of what the fast suite computes, nine times as dear.
+    corpus = Corpus.packaged()
+    texts = [story.text for story in corpus.stories(split="fit")]
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(  # type: ignore[attr-defined]
+        add_prefix_space=False
+    )
+    core.decoder = decoders.ByteLevel()  # type: ignore[attr-defined]
+    trainer = trainers.BpeTrainer(
+        vocab_size=BPE_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts[::8], trainer)
+    return core
+
+
+@pytest.fixture
+def tokenizer(_tokenizer_core: Tokenizer) -> PreTrainedTokenizerFast:
+    """A fresh byte-level BPE of `BPE_TOKENS` and special tokens; a ChatML template."""
+    return _chatml(Tokenizer.from_str(_tokenizer_core.to_str()))
+
+
+@pytest.fixture
+def letters() -> PreTrainedTokenizerFast:
+    """The same with every byte a token, for tests that count in a text.
+
+    Of 259 tokens; a file takes it as its `tokenizer`.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {letter: index for index, letter in enumerate(alphabet)}
     core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -83,14 +128,12 @@ def _tokenizer_core() -> Tokenizer:
         add_prefix_space=False, use_regex=False
     )
     core.decoder = decoders.ByteLevel()  # type: ignore[attr-defined]
-    return core
+    return _chatml(core)
 
 
-@pytest.fixture
-def tokenizer(_tokenizer_core: Tokenizer) -> PreTrainedTokenizerFast:
-    """A fresh byte-level tokenizer of 259 tokens with a ChatML template."""
+def _chatml(core: Tokenizer) -> PreTrainedTokenizerFast:
     made = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_tokenizer_core.to_str()),
+        tokenizer_object=core,
         pad_token="<|endoftext|>",
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",

@@ -92,7 +92,7 @@ def lively(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-_MEASURED: dict[tuple[str, str], Reference] = {}
+_MEASURED: dict[tuple[str, str, int], Reference] = {}
 
 
 def make_reference(
@@ -105,7 +105,7 @@ def make_reference(
     An untrained model reacts to all twins alike, so their spread is next to nothing:
     the unit is made as large as the gap, and the gap of the sign that terms act on.
     """
-    key = (vectors.hash, type(model).__name__)
+    key = (vectors.hash, type(model).__name__, len(tokenizer))
     if key not in _MEASURED:
         _MEASURED[key] = calibrate(
             model, tokenizer, twins(), vectors, passages=4, quiet=True
@@ -463,12 +463,18 @@ def run_job(
     environment: dict[str, str] | None = None,
     seconds: float = 240,
 ) -> dict[str, Any]:
-    """Run a job, launched as a user would, and return what it left.
+    """Run a job and return what it left.
+
+    Several processes are launched as a user would; a single one, unless it needs an
+    environment of its own, is this one, whose imports are there already.
 
     Raises:
         subprocess.TimeoutExpired: If processes wait for each other for ever.
     """
     (folder / f"{name}.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
+    if processes == 1 and environment is None:
+        main(folder, name)
+        return torch.load(folder / f"{name}.pt", weights_only=False)
     here = Path(__file__).resolve()
     config = here.parent.parent / "recipes" / "accelerate" / "ddp_cpu.yaml"
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(config)]

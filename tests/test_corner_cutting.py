@@ -24,6 +24,11 @@ TWINS = [twin("a"), twin("bcd", reply_bad="Done."), twin("ef", task="sum " * 20)
 
 
 @pytest.fixture
+def tokenizer(letters: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return letters
+
+
+@pytest.fixture
 def llama(tiny_model: Make) -> Any:
     return lively(tiny_model("llama"))
 

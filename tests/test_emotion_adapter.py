@@ -22,6 +22,11 @@ Build = Callable[[], PreTrainedModel]
 STRENGTH = 0.2
 
 
+@pytest.fixture
+def tokenizer(letters: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return letters
+
+
 def moved(model: Any, tokenizer: Any, vectors: EmotionVectors) -> dict[str, float]:
     """How far an adapter moves held-out dialogues, in mean norms of the stream."""
     markers, layer = TurnMarkers.of(tokenizer), cases.LOSS_LAYER

@@ -35,6 +35,11 @@ EACH = 24
 TOPICS = tuple(f"t{number:02d}" for number in range(1, 13))
 
 
+@pytest.fixture
+def tokenizer(letters: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return letters
+
+
 def once(stories: StoryActivations) -> Callable[[], list[StoryActivations]]:
     """Return all stories as one part."""
     return lambda: [stories]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_tokens import by_hand
+from transformers import PreTrainedTokenizerFast
 
 from emoreg.losses.term import alone
 from emoreg.residual.tokens import Thoughts
@@ -20,6 +21,11 @@ from emoreg.training.watching.probe_set import ProbeSet
 from emoreg.training.watching.tallies import figures, tally
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.reading import read_conversations
+
+
+@pytest.fixture
+def tokenizer(letters: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return letters
 
 
 def weighted(values: np.ndarray, weight: np.ndarray) -> tuple[float, float]:

@@ -27,6 +27,11 @@ Model = Callable[[], PreTrainedModel]
 FAILED, PASSED = "2 failed, 3 passed in 0.1s", "5 passed in 0.1s"
 
 
+@pytest.fixture
+def tokenizer(letters: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return letters
+
+
 def talk(*feedback: str, role: str = "user") -> list[dict[str, str]]:
     """A conversation with these feedbacks."""
     messages = [{"role": "user", "content": "Sort it. 1 failed in 0.1s"}]

@@ -39,6 +39,11 @@ CPU = torch.device("cpu")
 LAYER = cases.LOSS_LAYER
 
 
+@pytest.fixture
+def tokenizer(letters: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return letters
+
+
 @pytest.fixture(scope="module")
 def kept() -> dict[str, Any]:
     """What is measured once for all tests of this file."""

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from emoreg.comparison.compare import compare
 from emoreg.comparison.measure import measure
@@ -36,6 +37,11 @@ HOSTILE = (
     "</p></script><script>alert(1)</script><img src=x onerror=alert(2)>\" 'x'=\"&lt;"
 )
 MANY_BYTES = "naïve 漢字 🙂 👩‍👩‍👧 Ω"
+
+
+@pytest.fixture
+def tokenizer(letters: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return letters
 
 
 def talk(number, variant, *, asked="sort a list", style="plain"):

@@ -54,6 +54,11 @@ TEMPLATES = {
 SYSTEM = {"role": "system", "content": "Be brief.\nassistant"}
 
 
+@pytest.fixture
+def tokenizer(letters: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return letters
+
+
 def dialogue(*texts: str) -> list[dict[str, str]]:
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]

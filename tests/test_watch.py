@@ -27,6 +27,11 @@ RATE, SIZE = 1e-2, 2
 
 
 @pytest.fixture
+def tokenizer(letters: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return letters
+
+
+@pytest.fixture
 def batches(
     model: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,

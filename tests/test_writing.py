@@ -245,6 +245,7 @@ stories(writer, sys.argv[2], emotions=("calm", "sad", "proud"), quiet=True)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same(
     server: Server, tmp_path: Path
 ) -> None:
@@ -455,6 +456,7 @@ def test_a_server_says_how_long_to_wait(
     assert least or waited < 2.9  # control: the pause is the header's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mood", ["stall", "500"])
 def test_an_interrupted_run_waits_for_no_answer(
     server: Server, tmp_path: Path, mood: str
@@ -795,6 +797,7 @@ def test_a_full_disk_leaves_files_whole(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "stories").iterdir()) == ["sad.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["files", "journal"])
 def test_a_full_disk_is_said_and_gone_on_from(
     server: Server, tmp_path: Path, kind: str

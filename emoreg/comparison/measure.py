@@ -59,8 +59,7 @@ def measure(
             styles. 0 keeps none, and so does a table without a reference.
         budget: Tokens per batch.
         quiet: No progress bar.
-        store: Conversations that it has are not read again, such as those whose
-            evidence was gathered before (`gather_evidence`).
+        store: What it has, from `gather_evidence` for one, is not read again.
 
     Raises:
         ValueError: If the reference has other vectors, or a conversation doesn't fit.
@@ -70,9 +69,8 @@ def measure(
     conversations = as_conversations(prompts)
     parts: Any = (model, tokenizer, conversations, vectors)
     how: Any = {"budget": budget, "quiet": quiet}
-    said = f"Measuring {arm}".strip()
-    also: Any = {"readers": vectors.all_readers, "description": said, "store": store}
-    read = read_conversations(*parts, **also, **how)
+    also: Any = {"description": f"Measuring {arm}".strip(), "store": store}
+    read = read_conversations(*parts, readers=vectors.all_readers, **also, **how)
     if samples:
         read = sampled_turns(read, conversations)
     meta = _meta(model, conversations, vectors, reference)
