@@ -15,18 +15,19 @@ from emoreg.statistics.bootstrap import (
     Missing,
     check_settings,
     complete_pairs,
-    percentile_bounds,
     resample_counts,
 )
+from emoreg.statistics.bounds import percentile_bounds
 from emoreg.statistics.permutation import (
     check_flips,
     flip_chunks,
     is_exact,
     p_value,
 )
+from emoreg.statistics.threads import in_threads
 
-# Resampled steps held at once: 1M doubles.
-_CHUNK_NUMBERS = 1_000_000
+# Resampled steps held at once, as many as a core's cache holds.
+_CHUNK_NUMBERS = 400_000
 
 
 @final
@@ -90,12 +91,11 @@ def swapped_distances(
     n, shape = first.shape[0], first.shape[2:]
     one = np.asarray(first, dtype=np.float64).reshape(n, first.shape[1], -1)
     two = np.asarray(second, dtype=np.float64).reshape(n, second.shape[1], -1)
-    found = np.array(
-        [
-            _one_figure(one[..., k], two[..., k], n_flips=n_flips, seed=seed)
-            for k in range(one.shape[2])
-        ]
-    ).reshape(-1, 5)
+
+    def figure(k: int) -> tuple[float, ...]:
+        return _one_figure(one[..., k], two[..., k], n_flips=n_flips, seed=seed)
+
+    found = np.array(in_threads(figure, range(one.shape[2]))).reshape(-1, 5)
     ks, ks_p, area, area_p, null = (column.reshape(shape) for column in found.T)
     exact = is_exact(n, n_flips)
     return Distances(
@@ -148,19 +148,13 @@ def bootstrap_wasserstein(
     n, shape = len(flat), first.shape[1:]
     counts = resample_counts(n, n_resamples=n_resamples, seed=seed)
     estimate, low, high = (np.empty(flat.shape[2]) for _ in range(3))
-    size = max(1, _CHUNK_NUMBERS // (2 * n))
-    for figure in range(flat.shape[2]):
-        values, steps, owner = _steps(flat[:, :1, figure], flat[:, 1:, figure])
-        gaps = np.diff(values)
-        estimate[figure] = np.abs(np.cumsum(steps)[:-1]) @ gaps
-        drawn = []
-        for start in range(0, n_resamples, size):
-            moved = counts[start : start + size, owner]
-            moved *= steps
-            np.cumsum(moved, axis=1, out=moved)
-            drawn.append(np.abs(moved[:, :-1]) @ gaps)
-        bounds = percentile_bounds(np.concatenate(drawn)[None], confidence=confidence)
+
+    def one(figure: int) -> None:
+        estimate[figure], drawn = _resampled_area(flat[..., figure], counts)
+        bounds = percentile_bounds(drawn[None], confidence=confidence)
         low[figure], high[figure] = (end[0] for end in bounds)
+
+    in_threads(one, range(flat.shape[2]))
     return Intervals(
         estimate=estimate.reshape(shape),
         low=low.reshape(shape),
@@ -170,6 +164,25 @@ def bootstrap_wasserstein(
         confidence=confidence,
         method="percentile",
     )
+
+
+def _resampled_area(
+    pair: Float[np.ndarray, "cluster two"],
+    counts: Float[np.ndarray, "resample cluster"],
+) -> tuple[float, Float[np.ndarray, " resample"]]:
+    """Return the distance of a pair of samples, and of each of their resamples."""
+    values, steps, owner = _steps(pair[:, :1], pair[:, 1:])
+    gaps, n = np.diff(values), len(pair)
+    # In whole numbers, which single precision holds without error.
+    signs, widths = np.sign(steps).astype(np.float32), (gaps / n).astype(np.float32)
+    drawn, size = [], max(1, _CHUNK_NUMBERS // (2 * n))
+    for start in range(0, len(counts), size):
+        moved = counts[start : start + size, owner]
+        moved *= signs
+        np.cumsum(moved, axis=1, out=moved)
+        np.abs(moved, out=moved)
+        drawn.append(moved[:, :-1] @ widths)
+    return float(np.abs(np.cumsum(steps)[:-1]) @ gaps), np.concatenate(drawn)
 
 
 def _one_figure(
@@ -195,7 +208,8 @@ def _one_figure(
         np.abs(moved, out=moved)
         heights = moved[:, :-1]
         areas = heights @ gaps
-        largest = np.where(ends, heights, 0.0).max(axis=1, initial=0.0)
+        stepped = heights if ends.all() else np.where(ends, heights, 0.0)
+        largest = stepped.max(axis=1, initial=0.0)
         ks_reached += int((largest >= ks - 1e-10).sum())
         area_reached += int((areas >= area * (1 - 1e-10)).sum())
         total += float(areas.sum())

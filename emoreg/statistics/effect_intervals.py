@@ -10,12 +10,12 @@ from jaxtyping import Float
 from emoreg.statistics.bootstrap import (
     Intervals,
     Missing,
-    bca_bounds,
     check_settings,
     complete_pairs,
     figure_chunks,
     resample_counts,
 )
+from emoreg.statistics.bounds import bca_bounds
 from emoreg.statistics.effects import paired_effects
 
 # Of a pair: means of first, second, and of the squares of first, second, difference.

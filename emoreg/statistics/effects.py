@@ -1,5 +1,6 @@
 """Effect sizes: Cliff's delta, paired standardised differences, Wasserstein-1."""
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -11,8 +12,10 @@ from emoreg.statistics.bootstrap import (
     Intervals,
     Missing,
     complete_clusters,
+    figure_chunks,
     resample_counts,
 )
+from emoreg.statistics.threads import in_threads
 
 
 @final
@@ -62,11 +65,18 @@ def cliffs_delta(
             f"Cliff's delta needs two samples that are not empty, found {n} and {m}; "
             "check how the readings were split."
         )
+    shape = first.shape[1:]
     pooled = np.concatenate([np.asarray(first), np.asarray(second)]).astype(np.float64)
-    ranks = rankdata(pooled, axis=0)
-    wins = ranks[:n].sum(axis=0) - n * (n + 1) / 2
-    delta = np.asarray(2.0 * wins / (n * m) - 1.0)
-    return np.where(np.isnan(pooled).any(axis=0), np.nan, delta)
+    flat = pooled.reshape(n + m, math.prod(shape))
+
+    def chunk(where: slice) -> np.ndarray:
+        ranks = rankdata(flat[:, where], axis=0)
+        wins = ranks[:n].sum(axis=0) - n * (n + 1) / 2
+        delta = 2.0 * wins / (n * m) - 1.0
+        return np.where(np.isnan(flat[:, where]).any(axis=0), np.nan, delta)
+
+    chunks = figure_chunks(flat.shape[1], 8 * (n + m))
+    return np.concatenate([np.zeros(0), *in_threads(chunk, chunks)]).reshape(shape)
 
 
 def bootstrap_cliffs_delta(
@@ -102,6 +112,7 @@ def bootstrap_cliffs_delta(
     resampled = np.empty((n_resamples, one.shape[1]))
     for figure in range(one.shape[1]):
         dominance = np.sign(one[:, figure, None] - two[None, :, figure])
+        dominance = dominance.astype(np.float32)  # whole numbers, as counts are
         resampled[:, figure] = ((counts @ dominance) * counts).sum(axis=1) / n**2
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)

@@ -18,8 +18,8 @@ from emoreg.statistics.bootstrap import Missing, complete_clusters
 
 Alternative = Literal["two-sided", "greater", "less"]
 
-# Flipped figures held at once: 1M doubles, a few times over.
-_CHUNK_NUMBERS = 1_000_000
+# Flipped figures held at once, as many as a core's cache holds.
+_CHUNK_NUMBERS = 400_000
 # What counts as equal to the observed statistic, which lies between -1 and 1: ties
 # are common (whole numbers, the flip of all signs) and rounding must not break them.
 _TIE = 1e-10

@@ -18,9 +18,9 @@ from emoreg.statistics.bootstrap import (
     check_settings,
     complete_clusters,
     figure_chunks,
-    percentile_bounds,
     resample_counts,
 )
+from emoreg.statistics.bounds import percentile_bounds
 
 
 @final
