@@ -268,4 +268,6 @@ def test_labels_do_not_meet_and_name_desperate_and_calm(comparison):
 
 
 def test_the_picture_is_drawn_without_a_browser(comparison):
-    assert draw(comparison)["plane.png"].startswith(b"\x89PNG")
+    found = draw(comparison)
+    assert found["plane.png"].startswith(b"\x89PNG")
+    assert b"<svg" in found["plane.svg"]

@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -92,16 +93,20 @@ def parsed(page):
 
 def test_the_folder_holds_page_figures_and_json(saved):
     names = {path.name for path in saved.parent.iterdir()}
-    pictures = {
-        "distributions.png",
-        "slopes.png",
-        "changes.png",
-        "training.png",
-        "shifts.png",
-    }
-    assert names == {"index.html", "report.json", *pictures}
-    for name in pictures:
-        assert (saved.parent / name).read_bytes().startswith(b"\x89PNG")
+    figures = ("distributions", "slopes", "changes", "training", "shifts")
+    both = {f"{name}.{kind}" for name in figures for kind in ("png", "svg")}
+    assert names == {"index.html", "report.json", *both}
+    for name in figures:
+        assert (saved.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        drawn = ElementTree.fromstring((saved.parent / f"{name}.svg").read_bytes())
+        tags = {element.tag.rpartition("}")[2] for element in drawn.iter()}
+        assert {"path", "use"} <= tags
+        # Text is drawn as outlines, pictures are inside: nothing is asked for.
+        assert not tags & {"script", "foreignObject", "text", "a"}
+        for element in drawn.iter():
+            for key, value in element.attrib.items():
+                if key.rpartition("}")[2] == "href":
+                    assert value.startswith(("#", "data:image/png"))
     document = json.loads((saved.parent / "report.json").read_text(encoding="utf-8"))
     assert document["schema"] == "emoreg.report/1"
     assert document["training"]["after"] == LOG

@@ -148,7 +148,7 @@ def to_text(content: Mapping[str, Any]) -> str:
 
 
 def save(comparison: Comparison, folder: Path) -> Path:
-    """Write index.html, report.json and PNG figures, each whole or not at all."""
+    """Write index.html, report.json and figures, each whole or not at all."""
     require_writable(folder)
     from emoreg.comparison.plots import draw
     from emoreg.comparison.report import render

@@ -1,4 +1,4 @@
-"""Static PNG figures of a comparison, for pages without scripts and for slides."""
+"""Static figures of a comparison, for pages without scripts, slides and papers."""
 
 import io
 from typing import Any
@@ -32,25 +32,34 @@ _ARM_STYLE = {
 _OTHER_STYLE = ("#B07A00", "^", "-.")
 _INK, _MUTED, _GRID = "#1C1E21", "#5F6670", "#E3E3DE"
 _COLUMNS = 3
+_METADATA = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+}
+"""What each format would say of itself: nothing, so that equal figures are equal."""
 
 
 def draw(comparison: Comparison) -> dict[str, bytes]:
-    """Return PNG files by name: distributions, slopes, changes, shifts, plane, ..."""
+    """Return PNG and SVG files by name: distributions, slopes, changes, shifts, ..."""
     from matplotlib import rc_context
 
     with rc_context(_style()):
-        pictures = {
-            "distributions.png": _distributions(comparison),
-            "slopes.png": _slopes(comparison),
-            "changes.png": _changes(comparison),
+        figures = {
+            "distributions": _distributions(comparison),
+            "slopes": _slopes(comparison),
+            "changes": _changes(comparison),
         }
         if comparison.changes and comparison.changes[0].shifted:
-            pictures["shifts.png"] = _shifts(comparison.changes[0])
+            figures["shifts"] = _shifts(comparison.changes[0])
         if comparison.plane is not None:
-            pictures["plane.png"] = _plane(comparison, comparison.plane)
+            figures["plane"] = _plane(comparison, comparison.plane)
         if training_panels(comparison):
-            pictures["training.png"] = _training(comparison)
-    return pictures
+            figures["training"] = _training(comparison)
+        return {
+            f"{name}.{kind}": _written(figure, kind)
+            for name, figure in figures.items()
+            for kind in _METADATA
+        }
 
 
 def _style() -> dict[Any, Any]:
@@ -69,6 +78,7 @@ def _style() -> dict[Any, Any]:
         "figure.facecolor": "white",
         # Names are data: a dollar sign in one must not start a formula.
         "text.parse_math": False,
+        "svg.hashsalt": "emoreg",
     }
 
 
@@ -86,13 +96,13 @@ def _panels(count: int, *, height: float) -> tuple[Any, list[Any]]:
     return figure, list(axes[:count])
 
 
-def _png(figure: Any) -> bytes:
+def _written(figure: Any, kind: str) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    figure.savefig(buffer, format=kind, dpi=130, metadata=_METADATA[kind])
     return buffer.getvalue()
 
 
-def _distributions(comparison: Comparison) -> bytes:
+def _distributions(comparison: Comparison) -> Any:
     order = arm_order(comparison.arms)
     figure, axes = _panels(
         len(comparison.headline_targets), height=0.55 + 0.62 * len(order)
@@ -109,7 +119,7 @@ def _distributions(comparison: Comparison) -> bytes:
         axis.spines["left"].set_visible(False)
         axis.set_xlabel("σ_ref above success")
     _key(figure, {name: (*style, "") for name, style in _VERSION_STYLE.items()})
-    return _png(figure)
+    return figure
 
 
 def _ridge(axis: Any, sample: Any, floor: int, tallest: float, version: str) -> None:
@@ -133,7 +143,7 @@ def _ridge(axis: Any, sample: Any, floor: int, tallest: float, version: str) -> 
     )
 
 
-def _slopes(comparison: Comparison) -> bytes:
+def _slopes(comparison: Comparison) -> Any:
     figures = comparison.decision
     order = arm_order(comparison.arms)
     reader = figures.readers.index(comparison.audit_reader)
@@ -160,7 +170,7 @@ def _slopes(comparison: Comparison) -> bytes:
         axis.set_xlabel("layer")
     axes[0].set_ylabel("failure slope, σ_ref")
     _arm_key(figure, order)
-    return _png(figure)
+    return figure
 
 
 def _bands(axis: Any, comparison: Comparison) -> None:
@@ -173,7 +183,7 @@ def _bands(axis: Any, comparison: Comparison) -> None:
                 axis.axvspan(at - 0.5, at + 0.5, color=colour, alpha=0.14, lw=0)
 
 
-def _changes(comparison: Comparison) -> bytes:
+def _changes(comparison: Comparison) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
@@ -197,10 +207,10 @@ def _changes(comparison: Comparison) -> bytes:
         axis.tick_params(length=0)
         axis.set_xlabel("layer")
     figure.colorbar(image, ax=list(axes), shrink=0.4, label="σ_ref")
-    return _png(figure)
+    return figure
 
 
-def _shifts(changes: Changes) -> bytes:
+def _shifts(changes: Changes) -> Any:
     figure, axes = _panels(len(changes.shifted), height=2.2)
     for column, (axis, target) in enumerate(zip(axes, changes.shifted, strict=True)):
         axis.axhline(0, color=_MUTED, lw=0.7)
@@ -216,10 +226,10 @@ def _shifts(changes: Changes) -> bytes:
         axis.set_xlabel(f"decile {short(changes.against)}, σ_ref above success")
     axes[0].set_ylabel("shift, σ_ref")
     _key(figure, {name: (*style, "") for name, style in _VERSION_STYLE.items()})
-    return _png(figure)
+    return figure
 
 
-def _plane(comparison: Comparison, plane: Plane) -> bytes:
+def _plane(comparison: Comparison, plane: Plane) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -254,7 +264,7 @@ def _plane(comparison: Comparison, plane: Plane) -> bytes:
     axis.set_ylabel(up)
     axis.set_title("σ_ref; filled after failing, open after passing feedback")
     _arm_key(figure, arm_order(comparison.arms))
-    return _png(figure)
+    return figure
 
 
 def _arrow(axis: Any, move: Move) -> None:
@@ -274,7 +284,7 @@ def _arrow(axis: Any, move: Move) -> None:
             axis.annotate("", places[1], xytext=places[0], arrowprops=arrow)
 
 
-def _training(comparison: Comparison) -> bytes:
+def _training(comparison: Comparison) -> Any:
     panels = training_panels(comparison)
     figure, axes = _panels(len(panels), height=1.8)
     arms: dict[str, None] = {}
@@ -286,7 +296,7 @@ def _training(comparison: Comparison) -> bytes:
         axis.set_title(short(panel.key, 32))
         axis.set_xlabel("step")
     _arm_key(figure, tuple(arms))
-    return _png(figure)
+    return figure
 
 
 def _arm_key(figure: Any, arms: tuple[str, ...]) -> None:

@@ -83,7 +83,7 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
 
     Args:
         comparison: What to show.
-        pictures: Names of PNG files beside the page, for readers without scripts.
+        pictures: Names of files beside the page, for readers without scripts.
     """
     charts, sections = figures_of(comparison)
     behavior, margins = behavior_section(comparison.behavior, comparison.arms)

@@ -11,7 +11,7 @@ from emoreg.comparison.runs import read_runs
 from emoreg.comparison.runs_page import render_runs
 
 _LOG = logging.getLogger(__name__)
-SUFFIXES = (".html", ".json", ".png")
+SUFFIXES = (".html", ".json", ".png", ".svg")
 """What is served; adapters, tables and logs that lie beside reports are not."""
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
