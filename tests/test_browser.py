@@ -222,6 +222,48 @@ def test_hostile_text_is_inert_and_shown(opened: Any) -> None:
     assert "1337" not in said  # 7 times 191, had a template been read twice
 
 
+CHANGE = """
+const choose = (name, value) => {
+  const given = document.getElementById(name);
+  given.value = value;
+  given.dispatchEvent(new Event("change"));
+};
+const shown = (version) =>
+  [...document.querySelectorAll(`.transcript [data-version=${version}] > span`)];
+const row = () => ({
+  label: document.querySelector(".version:last-child .when").innerText,
+  titles: shown("after").map((piece) => piece.title),
+  before: shown("before").map((piece) => piece.title),
+  shades: shown("after").map((piece) => piece.className.replace(" d", "")),
+});
+choose("token-emotion", "1");
+const plain = row();
+choose("token-line", "change");
+const changed = row();
+choose("token-line", "after");
+return [plain, changed, row()];
+"""
+
+
+def test_the_second_line_of_a_transcript_shows_the_change_where_asked(
+    tab: Any, folder: Path
+) -> None:
+    tab.open((folder / PAGES["report"]).as_uri())
+    plain, changed, again = tab.evaluate(f"(() => {{ {CHANGE} }})()")
+    first, second = (np.round(transcript(seed)["values"], 1) for seed in (0, 1))
+    moved = (second - first)[1]
+    read = [float(title.replace("\u2212", "-")) for title in changed["titles"]]
+    assert read == pytest.approx(moved.tolist(), abs=0.051)
+    assert [plain["label"], changed["label"]] == ["after", "change"]
+    assert changed["before"] == plain["before"]
+    assert again == plain != changed
+    signs = [shade[:1] for shade in changed["shades"]]
+    wanted = {1: "w", -1: "c"}
+    for sign, value in zip(signs, moved, strict=True):
+        assert sign in ("", wanted.get(int(np.sign(value)), ""))
+    assert any(signs)
+
+
 def test_without_escaping_hostile_text_is_seen_to_act(
     tab: Any, comparison: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
