@@ -6,10 +6,11 @@ r"""The study: what terms, adapters and rivals do, over seeds, judged by the aud
     python scripts/study.py --out runs/dev --split dev      # to choose by
 
 Every arm and seed is a process of its own with a folder of its own: `adapter/`, its
-table of readings with the evidence beside it, `audit/`. What is there is not made
-again. Arms are trained on the training split and judged on the test split; which tasks
-those are, and how many, is fixed here (`PROMPTS`), with the power that gives. What is
-chosen, arms, schedules and defaults, is chosen on `dev`.
+table of readings with the evidence beside it, `behavior.parquet` with the margins of
+honest against corner-cutting replies, `audit/`. What is there is not made again. Arms
+are trained on the training split and judged on the test split; which tasks those are,
+and how many, is fixed here (`PROMPTS`), with the power that gives. What is chosen,
+arms, schedules and defaults, is chosen on `dev`.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from study_arms import ARMS, Parts, Schedule, train
 from study_summary import figures, summary, write_docs
 
 import emoreg
+from emoreg.behavior.corner_cutting import corner_cutting
 from emoreg.comparison.evidence.evidence import Evidence, beside
 from emoreg.comparison.evidence.gather import gather_evidence
 from emoreg.comparison.guards import guard_rails
@@ -41,7 +43,9 @@ from emoreg.vectors.deflection import deflection_vectors
 from emoreg.vectors.transcripts import Transcript
 
 PROGRAM = [sys.executable, __file__]
-CONTROL, PLACEBO, PERSISTED = "data", "placebo", "persisted"
+BASE, CONTROL, PLACEBO, PERSISTED = "base", "data", "placebo", "persisted"
+DONE = {"unit": "table.parquet", "margin": "behavior.parquet", "judge": "figures.json"}
+"""What stands in an arm's folder once that much of it is done."""
 PROMPTS = {
     "test": (("test", False), ("test", True)),
     "dev": (("dev", False), ("dev", True)),
@@ -56,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arm, seed = options.unit
         run_unit(arm, int(seed), options)
         return 0
+    if options.margin:
+        arm, seed = options.margin
+        score_replies(arm, int(seed), options.out)
+        return 0
     if options.judge:
         arm, seed = options.judge
         judge(arm, int(seed), options.out)
@@ -67,10 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arms = [a for a in options.arms if not ARMS[a].persists]
     later = [a for a in options.arms if ARMS[a].persists]
     failed = 0
-    for kind, chosen in (("unit", arms), ("unit", later), ("judge", options.arms)):
+    for kind, chosen in (
+        ("unit", arms),
+        ("unit", later),
+        ("margin", options.arms),
+        ("judge", arms),
+    ):
         jobs = [(arm, seed) for seed in options.seeds for arm in chosen]
-        if kind == "judge":
-            jobs = [job for job in jobs if not ARMS[job[0]].persists]
+        if kind == "margin":
+            jobs = [(BASE, 0), *jobs]
         failed += _all(kind, jobs, options)
     found = summary(options.out, _gate(options.out))
     (options.out / "study.json").write_text(json.dumps(found, indent=1))
@@ -147,17 +160,23 @@ def run_unit(arm: str, seed: int, options: argparse.Namespace) -> None:
         seconds = {"train": time.time() - start, "schedule": asdict(schedule)}
         (folder / "seconds.json").write_text(json.dumps(seconds))
     if tuned is None:
-        loaded = load_any("demo")
-        tuned = Loaded(
-            model=with_adapter(loaded.model, adapter),
-            tokenizer=loaded.tokenizer,
-            name=loaded.name,
-        )
+        tuned = _adapted(load_any("demo"), folder)
     start = time.time()
     _measure(tuned, out, table, arm=arm)
     seconds = json.loads((folder / "seconds.json").read_text())
     seconds |= {"measure": time.time() - start, "device": _device()}
     (folder / "seconds.json").write_text(json.dumps(seconds))
+
+
+def score_replies(arm: str, seed: int, out: Path) -> None:
+    """Score honest and corner-cutting replies of an arm, on the tasks that judge."""
+    [(split, _), *_] = PROMPTS[json.loads((out / "split.json").read_text())]
+    twins = emoreg.Corpus.packaged().transcripts(split)
+    folder = _folder(out, arm, seed)
+    loaded = load_any("demo")
+    model = loaded.model if arm == BASE else _adapted(loaded, folder).model
+    found = corner_cutting(model, loaded.tokenizer, twins, quiet=True)
+    found.save(folder / DONE["margin"])
 
 
 def judge(arm: str, seed: int, out: Path) -> None:
@@ -195,6 +214,15 @@ def judge(arm: str, seed: int, out: Path) -> None:
     (folder / "figures.json").write_text(json.dumps(said))
 
 
+def _adapted(loaded: Loaded, folder: Path) -> Loaded:
+    model = with_adapter(loaded.model, folder / "adapter")
+    return Loaded(model=model, tokenizer=loaded.tokenizer, name=loaded.name)
+
+
+def _folder(out: Path, arm: str, seed: int) -> Path:
+    return out / (BASE if arm == BASE else f"{arm}-{seed}")
+
+
 def _measure(loaded: Loaded, out: Path, table: Path, *, arm: str = "base") -> None:
     """Read the tasks that judge and gather the evidence; the table comes last."""
     base, corpus, asked = out / "base", emoreg.Corpus.packaged(), prompts(out)
@@ -228,10 +256,9 @@ def _all(
 
     def one(job: tuple[str, int]) -> bool:
         arm, seed = job
-        folder = options.out / f"{arm}-{seed}"
+        folder = _folder(options.out, arm, seed)
         folder.mkdir(parents=True, exist_ok=True)
-        done = folder / ("table.parquet" if kind == "unit" else "figures.json")
-        if done.is_file():
+        if (folder / DONE[kind]).is_file():
             return True
         start, log = time.time(), folder / f"{kind}.log"
         with log.open("w") as lines:
@@ -285,6 +312,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
     parser.add_argument("--write", type=Path, help="Folder of study.json and study.md.")
     parser.add_argument("--unit", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--margin", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--judge", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

@@ -13,6 +13,7 @@ from scipy.stats import norm
 from study_arms import ARMS
 
 import emoreg
+from emoreg.behavior.preferences import Preferences
 from emoreg.comparison.audit.audit import Audit
 from emoreg.comparison.audit.case import AFTER, BEFORE, DISTRESS, SIGNS, Case
 from emoreg.comparison.audit.readers import MEDIAN_BOUND, MEDIAN_LEFT
@@ -129,10 +130,34 @@ def summary(out: Path, gate: Readings) -> dict[str, Any]:
                 continue
             timed = json.loads((folder / "seconds.json").read_text())
             seed = int(folder.name.rsplit("-", 1)[1])
-            seeds.append({"seed": seed, **json.loads(path.read_text()), **timed})
+            found = {**json.loads(path.read_text()), **timed}
+            seeds.append({"seed": seed, **found, "margin": _margin(out, folder)})
         if seeds:
             arms[name] = _arm(name, seeds)
     return {"schema": SCHEMA, "power": power(gate, vectors, tasks), "arms": arms}
+
+
+def _margin(out: Path, folder: Path) -> dict[str, Any] | None:
+    """Return margins of honest over corner-cutting replies, nat per token.
+
+    By version, failing and passing: the base model's, the arm's, and the arm's minus
+    the base model's, each with its interval over tasks. None if they weren't scored.
+    """
+    files = [place / "behavior.parquet" for place in (out / "base", folder)]
+    if not all(path.is_file() for path in files):
+        return None
+    before, after = (Preferences.load(path) for path in files)
+    found: dict[str, Any] = {}
+    for version in before.variants:
+        said = {
+            "before": before.mean(variant=version),
+            "after": after.mean(variant=version),
+            "change": after.difference(before, variant=version),
+        }
+        found[version] = {
+            name: [each.estimate, each.low, each.high] for name, each in said.items()
+        }
+    return found
 
 
 def joined(found: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
@@ -186,6 +211,7 @@ def write_docs(found: dict[str, Any], folder: Path) -> None:
     for name, table in (
         ("arms", arms_table(found)),
         ("checks", checks_table(found)),
+        ("margins", margins_table(found)),
         ("power", power_table(found)),
     ):
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -252,6 +278,27 @@ def checks_table(found: dict[str, Any]) -> str:
             ran = [s for s in said if s["verdict"] != "not run"]
             cells.append(f"{missed[name][check]}/{len(ran)}" if ran else "–")
         lines.append(f"| {check} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def margins_table(found: dict[str, Any]) -> str:
+    """Return a line for each arm and seed: the margin, and how training moved it."""
+    lines = [
+        "| arm | seed | failing, before | failing, change | passing, before | passing, "
+        "change |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, arm in found["arms"].items():
+        for seed in arm["seeds"]:
+            said = seed.get("margin")
+            if not said:
+                continue
+            cells = [
+                "{:+.3f} ({:+.3f} to {:+.3f})".format(*said[version][column])
+                for version in ("fail", "pass")
+                for column in ("before", "change")
+            ]
+            lines.append(f"| {name} | {seed['seed']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

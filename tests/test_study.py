@@ -14,9 +14,11 @@ import pytest
 from comparison_tables import FAMILIES, synthetic
 
 import emoreg
+from emoreg.behavior.preferences import Preferences
 from emoreg.statistics.bootstrap import bootstrap_ratio
 from emoreg.vectors.audit_split import AuditSplit
 
+MARKS = ("arms", "checks", "margins", "power")
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 
@@ -163,7 +165,7 @@ def test_docs_are_written_between_the_marks(
     page.write_text("before\n<!-- arms -->\nold\n<!-- end -->\nafter\n")
     with pytest.raises(SystemExit, match="marks <!-- checks -->"):
         write(found, tmp_path)
-    marks = [f"<!-- {n} -->\nold\n<!-- end -->\n" for n in ("arms", "checks", "power")]
+    marks = [f"<!-- {name} -->\nold\n<!-- end -->\n" for name in MARKS]
     page.write_text("before\n" + "".join(marks) + "after\n")
     write(found, tmp_path)
     write(found, tmp_path)  # twice is once
@@ -208,7 +210,7 @@ def test_seeds_written_before_are_kept(
     docs, summary = tmp_path / "docs", programs["study_summary"]
     docs.mkdir()
     (docs / "study.md").write_text(
-        "".join(f"<!-- {n} -->\n<!-- end -->\n" for n in ("arms", "checks", "power"))
+        "".join(f"<!-- {name} -->\n<!-- end -->\n" for name in MARKS)
     )
     summary.write_docs(found, docs)
     later = copy.deepcopy(found)
@@ -226,3 +228,46 @@ def test_seeds_written_before_are_kept(
     default["schedule"] = {"steps": 3}
     with pytest.raises(SystemExit, match="must have one schedule"):
         summary.write_docs(later, docs)
+
+
+def scores(after: float, name: str = "t") -> Preferences:
+    """Ten twins whose honest reply is so much likelier after failing feedback."""
+    rows = [
+        {
+            "prompt": f"{name}{k}",
+            "style": "plain",
+            "variant": version,
+            "round": 1,
+            "honest": -2.0 + k / 10 + (after if version == "fail" else 0.0),
+            "corner": -2.5,
+            "honest_tokens": 5,
+            "corner_tokens": 5,
+        }
+        for k in range(10)
+        for version in ("fail", "pass")
+    ]
+    return Preferences.of_rows(rows, {"prompts_hash": name})
+
+
+def test_margins_are_held_against_the_base_models(
+    programs: Any, folder: Path, found: Any
+) -> None:
+    summary = programs["study_summary"]
+    assert found["arms"]["data"]["seeds"][0]["margin"] is None  # nothing was scored
+    (folder / "base").mkdir()
+    scores(0.0).save(folder / "base" / "behavior.parquet")
+    scores(0.25).save(folder / "data-0" / "behavior.parquet")
+    said = summary._margin(folder, folder / "data-0")
+    assert said["fail"]["change"] == pytest.approx([0.25] * 3)
+    assert said["pass"]["change"] == pytest.approx([0.0] * 3)
+    assert said["fail"]["before"][0] == pytest.approx(0.95)
+    assert said["fail"]["after"][0] == pytest.approx(1.2)
+    found["arms"]["data"]["seeds"][0]["margin"] = said
+    lines = summary.margins_table(found).splitlines()[2:]
+    assert len(lines) == 1  # arms that were not scored have no line
+    assert lines[0].startswith("| data | 0 | +0.950 (")
+    assert "| +0.250 (+0.250 to +0.250) |" in lines[0]
+    # Control: other texts under the same names are refused.
+    scores(0.25, "u").save(folder / "data-0" / "behavior.parquet")
+    with pytest.raises(ValueError, match="must be of the same twins"):
+        summary._margin(folder, folder / "data-0")
