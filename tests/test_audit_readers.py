@@ -280,7 +280,9 @@ def test_a_speakers_words_are_found_whatever_stands_around_them(
         {"role": "user", "content": "Is it fine?"},
     ]
     ids, spans = turn_spans(tokenizer, messages)
-    said = [tokenizer.decode(list(ids[start:end])).lstrip() for start, end in spans]
+    said = [
+        str(tokenizer.decode(list(ids[start:end]))).lstrip() for start, end in spans
+    ]
     assert said == ["Is it fine?", "It is fine. It is fine.", "Is it fine?"]
     assert spans[0][1] < spans[1][0] < spans[1][1] < spans[2][0]
     tokenizer.chat_template = (

@@ -510,7 +510,7 @@ def test_a_choice_moves_with_what_is_added_to_its_own_tokens(planted: Subject) -
     for on, odds in moved.items():
         for row, (one, other) in enumerate(questions):
             ids, spans = _asked(planted, one, other)
-            said = planted.tokenizer.decode(list(ids[slice(*spans[on])]))
+            said = str(planted.tokenizer.decode(list(ids[slice(*spans[on])])))
             assert said.lstrip() == (one, other)[on]
             where = torch.zeros(1, len(ids), dtype=torch.bool)
             where[0, slice(*spans[on])] = True

@@ -8,7 +8,8 @@ from typing import TypeVar
 MOST = 4
 """Each holds some ten megabytes of resamples, and beyond a few memory is the limit."""
 
-Item, Found = TypeVar("Item"), TypeVar("Found")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 def in_threads(work: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
