@@ -25,8 +25,11 @@ from emoreg.comparison.page import page_environment, plotly_source
 from emoreg.comparison.palette import DARK, LIGHT
 from emoreg.comparison.runs import read_runs
 from emoreg.comparison.serve import report_server
+from emoreg.comparison.strip import Strip, strip
 from emoreg.comparison.tokens import TokenReadings
+from emoreg.comparison.validate import Validation
 from emoreg.validation.check import Check, Curves, Figure, Matrix
+from emoreg.validation.judgement import LayerStanding, Standing
 from emoreg.vectors.corpus import Corpus
 
 pytestmark = pytest.mark.slow
@@ -110,7 +113,7 @@ def comparison() -> Any:
     )
 
 
-def audited() -> Audit:
+def checks() -> tuple[Check, ...]:
     figure = Figure(name=ALL, value=0.9, low=0.8, high=1.0, reader=ALL, emotion=ALL)
     whole = replace(figure, emotion="", lower_is_better=True)
     check = Check(
@@ -133,8 +136,28 @@ def audited() -> Audit:
         ),
     )
     open_ = Check(name=ALL, question=ALL, method=ALL, not_run=ALL)
+    return check, open_
+
+
+def audited() -> Audit:
     facts = {"Model": ALL, "After": ALL, "Vectors": ALL, ALL: ALL}
-    return Audit(checks=(check, open_), facts=facts)
+    return Audit(checks=checks(), facts=facts)
+
+
+def validated() -> Validation:
+    standing = Standing(emotion=ALL, holds=(ALL,), fails=(), required=ALL)
+    layers = LayerStanding(layer=21, figures={ALL: 1.0}, score=1.0)
+    return Validation(
+        checks=checks(),
+        emotions=(standing, replace(standing, holds=(), fails=(ALL,))),
+        layers=(layers,),
+        facts={"Model": ALL, "Vectors": ALL, "Readers": ALL, "Layers": ALL, ALL: ALL},
+    )
+
+
+def filmed() -> Strip:
+    tables = {step: measured(scale=1.0 - step / 10, seed=step) for step in (0, 4, 8)}
+    return strip(tables, n_resamples=200)
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +167,8 @@ def folder(comparison: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     hostile = ALL.replace("/", "\u2215")
     audited().save(root / hostile[:80])
     audited().save(root / "arm-1" / "audit")
+    validated().save(root / "validation")
+    filmed().save(root / "strip")
     read_runs(root).save(root)
     return root
 
@@ -152,6 +177,8 @@ PAGES = {
     "report": "arm-0/report/index.html",
     "audit": "arm-1/audit/index.html",
     "runs": "runs.html",
+    "validation": "validation/index.html",
+    "strip": "strip/index.html",
 }
 
 
