@@ -29,6 +29,7 @@ from emoreg.vectors.transcripts import Conversation
 EMOTIONS = ("calm", "desperate", "loving", "sad", "upset", "relaxed")
 LAYERS = (1, 2)
 Build = Callable[[], Any]
+_GATHERED: dict[str, Evidence] = {}
 
 
 @pytest.fixture
@@ -57,11 +58,21 @@ def gathered(
     )
 
 
-def test_every_part_is_what_a_plain_forward_gives(
+@pytest.fixture
+def plain(
     model: Build, tokenizer: PreTrainedTokenizerFast, vectors: EmotionVectors
+) -> Evidence:
+    """The evidence of the model as it is, gathered by the first test that asks."""
+    if "plain" not in _GATHERED:
+        _GATHERED["plain"] = gathered(model().eval(), tokenizer, vectors)
+    return _GATHERED["plain"]
+
+
+def test_every_part_is_what_a_plain_forward_gives(
+    model: Build, tokenizer: PreTrainedTokenizerFast, plain: Evidence
 ) -> None:
     trained, corpus = model().eval(), Corpus.packaged()
-    found = gathered(trained, tokenizer, vectors)
+    found = plain
     assert found.names["layers"] == [1, 2, 3]  # the last block too
     assert {*found.names["words"]} >= {"calm", "upset", "relaxed"}
     assert found.word_gains.shape == (5, 4)  # the core emotions among them
@@ -78,9 +89,9 @@ def test_every_part_is_what_a_plain_forward_gives(
         ]
         version = 0 if conversation.variant == "fail" else 1
         for k, layer in enumerate(LAYERS):
-            plain = out.hidden_states[layer + 1][0, failed].mean(0).numpy()
+            wanted = out.hidden_states[layer + 1][0, failed].mean(0).numpy()
             ours = found.streams[0, version, k]
-            np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-4)
         named = found.names["words"]
         ids_of = [
             tokenizer(f" {w}", add_special_tokens=False)["input_ids"][0] for w in named
@@ -96,10 +107,10 @@ def test_every_part_is_what_a_plain_forward_gives(
 
 
 def test_answers_are_those_of_a_plain_forward(
-    model: Build, tokenizer: PreTrainedTokenizerFast, vectors: EmotionVectors
+    model: Build, tokenizer: PreTrainedTokenizerFast, plain: Evidence
 ) -> None:
     trained, corpus = model().eval(), Corpus.packaged()
-    found = gathered(trained, tokenizer, vectors)
+    found = plain
     assert found.outcome_said is not None
     assert found.feeling_said is not None
     twin = corpus.transcripts("dev")[1]
@@ -129,10 +140,13 @@ def test_answers_are_those_of_a_plain_forward(
 
 
 def test_doses_and_stories_are_those_of_numpy(
-    model: Build, tokenizer: PreTrainedTokenizerFast, vectors: EmotionVectors
+    model: Build,
+    tokenizer: PreTrainedTokenizerFast,
+    vectors: EmotionVectors,
+    plain: Evidence,
 ) -> None:
     trained, corpus = model().eval(), Corpus.packaged()
-    found = gathered(trained, tokenizer, vectors)
+    found = plain
     row = next(r for r in corpus.records("dose") if {*r["expect"]} & {*EMOTIONS})
     assert found.names["templates"][0] == row["id"]
     curves = []
@@ -161,7 +175,10 @@ def test_doses_and_stories_are_those_of_numpy(
 
 
 def test_another_model_gives_other_evidence_and_the_same_one_the_same(
-    model: Build, tokenizer: PreTrainedTokenizerFast, vectors: EmotionVectors
+    model: Build,
+    tokenizer: PreTrainedTokenizerFast,
+    vectors: EmotionVectors,
+    plain: Evidence,
 ) -> None:
     torch.manual_seed(0)
     tuned = get_peft_model(
@@ -174,7 +191,6 @@ def test_another_model_gives_other_evidence_and_the_same_one_the_same(
     found = gathered(tuned, tokenizer, vectors)
     with tuned.disable_adapter():
         off = gathered(tuned, tokenizer, vectors)
-    plain = gathered(model(), tokenizer, vectors)
     for name in ("streams", "words", "dose_slopes", "directions", "neutral_loss"):
         np.testing.assert_allclose(
             getattr(off, name), getattr(plain, name), rtol=1e-4, atol=1e-5

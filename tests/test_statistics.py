@@ -15,6 +15,7 @@ from emoreg.statistics.effects import (
     paired_effects,
     wasserstein_1,
 )
+from emoreg.statistics.threads import in_threads
 
 SINGLE = 1e-6  # resampled deviations are in single precision
 
@@ -88,6 +89,20 @@ def test_chunks_do_not_change_the_bounds(skewed, monkeypatch):
     split = bootstrap_mean(skewed, n_resamples=500)
     np.testing.assert_allclose(split.low, whole.low, rtol=SINGLE)
     np.testing.assert_allclose(resampled(split), resampled(whole), rtol=SINGLE)
+
+
+def test_figures_on_several_cores_are_those_of_one(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(30, 40))
+    monkeypatch.setattr("emoreg.statistics.bootstrap._CHUNK_NUMBERS", 4_000)
+    found = {}
+    for most in (4, 1):
+        monkeypatch.setattr("emoreg.statistics.threads.MOST", most)
+        found[most] = bootstrap_mean(x, n_resamples=2_000)
+    for name in ("estimate", "low", "high", "resamples"):
+        assert np.array_equal(getattr(found[4], name), getattr(found[1], name))
+    with pytest.raises(ZeroDivisionError):  # what fails in a thread is not lost
+        in_threads(lambda k: 1 / k, [1, 0])
+    assert in_threads(lambda k: k * k, range(9)) == [k * k for k in range(9)]
 
 
 def test_one_seed_pairs_the_resamples_of_two_calls(skewed):

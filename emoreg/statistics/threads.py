@@ -14,6 +14,7 @@ Found = TypeVar("Found")
 
 def in_threads(work: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
     """Return `work` of every item, in order, as a loop would, on several cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    with ThreadPoolExecutor(max(1, min(MOST, cores))) as pool:
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    cores = len(own) or os.cpu_count() or 1
+    with ThreadPoolExecutor(min(MOST, cores)) as pool:
         return list(pool.map(work, items))
