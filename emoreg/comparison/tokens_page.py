@@ -13,6 +13,8 @@ from emoreg.comparison.tokens import TokenReadings
 
 SHADES = 5
 """On each side of nought."""
+LEAST_CHANGE = 0.5
+"""Where colours of a change end at least: readings are told to a tenth."""
 _VERSIONS = ("before", "after")
 _SHARE = 0.98
 """Of the tokens shown, how many lie within the ends of the scale."""
@@ -46,12 +48,14 @@ def tokens_section(
     if not pairs:
         return None
     first = pairs[0][0]
-    limit = scale_end(pairs)
+    limit = scale_end([x.values for pair in pairs for x in pair])
+    moved = scale_end([y.values - x.values for x, y in pairs], least=LEAST_CHANGE)
     return {
         "emotions": first.emotions,
         "reader": first.reader,
         "layer": first.layer,
         "limit": f"{limit:g}",
+        "change_limit": f"{moved:g}",
         "shades": range(1, SHADES + 1),
         "texts": [
             {
@@ -65,6 +69,7 @@ def tokens_section(
         # Numbers and emotions alone: the texts stand in the page once, as text.
         "data": {
             "limit": limit,
+            "changeLimit": moved,
             "shades": SHADES,
             "values": [
                 {
@@ -77,17 +82,18 @@ def tokens_section(
     }
 
 
-def scale_end(pairs: Sequence[tuple[TokenReadings, TokenReadings]]) -> float:
-    """Return where the colours end: a round number that nearly all readings are below.
+def scale_end(
+    values: Sequence[Float[np.ndarray, "piece emotion"]], *, least: float = 1.0
+) -> float:
+    """Return where the colours end: a round number that nearly all values are below.
 
     One scale for all texts and emotions, the same above nought as below.
     """
-    every = np.concatenate([np.abs(x.values).ravel() for pair in pairs for x in pair])
-    wanted = max(1.0, float(np.quantile(every, _SHARE)))
+    every = np.concatenate([np.abs(x).ravel() for x in values])
+    wanted = max(least, float(np.quantile(every, _SHARE)))
     ten = 10.0 ** np.floor(np.log10(wanted))
-    return float(
-        ten * min(step for step in (1, 2, 3, 5, 8, 10) if ten * step >= wanted)
-    )
+    ends = (float(f"{ten * step:.6g}") for step in (1, 2, 3, 5, 8, 10))
+    return min(end for end in ends if end >= wanted)
 
 
 def shade(value: float, limit: float) -> str:
