@@ -355,4 +355,4 @@ def test_the_scale_is_one_and_the_same_on_both_sides():
     assert scale_end([calm.values, wild.values]) == 8.0
     assert scale_end([calm.values, text([12.0] * 9).values]) == 20.0
     assert scale_end([np.full((3, 1), 0.6)], least=0.5) == 0.8
-    assert scale_end([np.zeros((3, 1))], least=0.5) == 0.5
+    assert scale_end([np.zeros((3, 1)), np.zeros((2, 1))], least=0.5) == 0.5

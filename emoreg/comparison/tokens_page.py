@@ -83,7 +83,7 @@ def tokens_section(
 
 
 def scale_end(
-    values: Sequence[Float[np.ndarray, "piece emotion"]], *, least: float = 1.0
+    values: Sequence[Float[np.ndarray, "_ emotion"]], *, least: float = 1.0
 ) -> float:
     """Return where the colours end: a round number that nearly all values are below.
 
