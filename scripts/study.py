@@ -22,7 +22,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ from emoreg.comparison.guards import guard_rails
 from emoreg.comparison.measure import measure
 from emoreg.comparison.readings import Readings
 from emoreg.demo import Loaded, load_any
-from emoreg.residual.store import ActivationStore
+from emoreg.residual.store import temporary_store
 from emoreg.training.adapters import with_adapter
 from emoreg.vectors.deflection import deflection_vectors
 from emoreg.vectors.transcripts import Transcript
@@ -228,8 +227,8 @@ def _measure(loaded: Loaded, out: Path, table: Path, *, arm: str = "base") -> No
     base, corpus, asked = out / "base", emoreg.Corpus.packaged(), prompts(out)
     vectors = emoreg.EmotionVectors.load(base / "vectors.safetensors")
     parts = (loaded.model, loaded.tokenizer)
-    with TemporaryDirectory(prefix="emoreg-") as activations:
-        how: Any = {"quiet": True, "store": ActivationStore(activations)}
+    with temporary_store() as store:
+        how: Any = {"quiet": True, "store": store}
         gather_evidence(
             *parts,
             vectors,

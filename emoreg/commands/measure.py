@@ -1,10 +1,8 @@
 """`emoreg measure`."""
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from emoreg.commands.benchmarks import (
@@ -114,16 +112,15 @@ def run(options: argparse.Namespace) -> None:
     forget_replies(options)
 
 
-@contextmanager
-def _store(options: argparse.Namespace) -> Iterator["ActivationStore | None"]:
+def _store(
+    options: argparse.Namespace,
+) -> AbstractContextManager["ActivationStore | None"]:
     """Give a place for activations that an audit and a table both need, for a while."""
     if not options.audit:
-        yield None
-        return
-    from emoreg.residual.store import ActivationStore
+        return nullcontext()
+    from emoreg.residual.store import temporary_store
 
-    with TemporaryDirectory(prefix="emoreg-") as folder:
-        yield ActivationStore(folder)
+    return temporary_store()
 
 
 def _fixed(

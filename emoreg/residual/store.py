@@ -7,7 +7,9 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, final
 
 import torch
@@ -118,6 +120,13 @@ class ActivationStore:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.pt"
+
+
+@contextmanager
+def temporary_store() -> Iterator[ActivationStore]:
+    """Give a store whose folder is gone afterwards."""
+    with TemporaryDirectory(prefix="emoreg-") as folder:
+        yield ActivationStore(folder)
 
 
 def _copy(values: Any) -> Tensor:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from jaxtyping import Float
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from emoreg.residual.layers import checked_layers, num_layers
 from emoreg.residual.pooling import Passage, read_share, span_means
 from emoreg.residual.processes import Share
-from emoreg.residual.store import ActivationStore
+from emoreg.residual.store import ActivationStore, temporary_store
 from emoreg.vectors.corpus import Story
 
 FIRST_TOKEN = 50
@@ -96,8 +95,8 @@ def story_parts(
         only = pool_stories(model, tokenizer, stories, layers, store=store, **how)
         yield lambda: iter((only,))
         return
-    with TemporaryDirectory(prefix="emoreg-") as folder:
-        kept = ActivationStore(folder) if store is None else store
+    with temporary_store() as own:
+        kept = own if store is None else store
 
         def parts() -> Iterator[StoryActivations]:
             for piece in pieces:
