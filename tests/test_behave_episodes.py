@@ -7,16 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from seam_cases import lively
+from seam_cases import LOSS_LAYER, lively
 from transformers import PreTrainedTokenizerFast
 
 from emoreg.behavior.impossible.episode_table import SCHEMA, Episodes
+from emoreg.behavior.impossible.graders import CHEATING
 from emoreg.behavior.preferences import Preferences
 from emoreg.behavior.pressure.reaction_table import Reactions
 from emoreg.behavior.tables import read_table
 from emoreg.cli import main
+from emoreg.comparison.behavior import check_model
+from emoreg.residual.patch import patched
+from emoreg.residual.tokens import TurnMarkers, conversation_ids
+from emoreg.training.reference import Reference
+from emoreg.training.success_patches import success_patches
 from emoreg.vectors.conversation_files import read_conversations
+from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.writing.local import LocalWriter
 
 TASKS = [
     {
@@ -178,3 +186,104 @@ def test_a_table_of_another_kind_is_refused(folder: Path) -> None:
         Preferences.load(folder / "e.parquet")
     with pytest.raises(FileNotFoundError, match="emoreg behave"):
         read_table(folder / "none.parquet", "x", SCHEMA)
+
+
+CONDITIONS = ("plain", "patched", "placebo")
+
+
+@pytest.fixture
+def mediate(
+    folder: Path,
+    vectors: EmotionVectors,
+    reference: Reference,
+) -> list[str]:
+    vectors.save(folder / "v.safetensors")
+    reference.save(folder / "r.safetensors")
+    known = ["--vectors", "v.safetensors", "--reference", "r.safetensors"]
+    files = [str(folder / name) if "." in name else name for name in known]
+    return ["behave", "mediate", *command(folder, *files)[1:]]
+
+
+def tables(folder: Path) -> dict[str, Episodes]:
+    return {name: Episodes.load(folder / f"e-{name}.parquet") for name in CONDITIONS}
+
+
+def test_each_condition_is_played_with_the_same_seeds(
+    folder: Path,
+    mediate: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(mediate) == 0
+    said = capsys.readouterr().out
+    assert main(command(folder, out="own.parquet")) == 0
+    found = tables(folder)
+    assert found["plain"] == Episodes.load(folder / "own.parquet")
+    said_by = [[e.messages for e in table.episodes] for table in found.values()]
+    assert said_by[0] != said_by[1]
+    assert said_by[1] != said_by[2]
+    assert said_by[0] != said_by[2]
+    beyond = found["patched"].difference(found["placebo"], CHEATING)
+    assert f"beyond random directions: cheating {beyond.estimate:+.3f}" in said
+    assert not list(folder.glob("*.parts"))
+    with pytest.raises(ValueError, match="found it with readings set"):
+        check_model("after", found["patched"].meta, {}, steered="strengths")
+    check_model("after", found["plain"].meta, {}, steered="strengths")
+
+
+def test_a_run_goes_on_with_every_condition(
+    folder: Path,
+    mediate: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert main(mediate) == 0
+    whole = tables(folder)
+    sample, calls = LocalWriter._sample, []
+
+    def counted(self: LocalWriter, prompts: Any) -> list[str]:
+        calls.append(len(prompts))
+        if len(calls) == 5:
+            raise OSError("the disk is full")
+        return sample(self, prompts)
+
+    monkeypatch.setattr(LocalWriter, "_sample", counted)
+    assert main(mediate) == 2  # in the second condition
+    assert "--resume" in refused(capsys, mediate)
+    assert main([*mediate, "--resume"]) == 0
+    assert tables(folder) == whole
+    assert len(calls) == 1 + 3 * 3  # three turns of one batch each, one of them twice
+    assert not list(folder.glob("*.parts"))
+
+
+def test_a_patched_prompt_writes_what_passes_without_a_cache_do(
+    model: Callable[[], Any],
+    tokenizer: PreTrainedTokenizerFast,
+    vectors: EmotionVectors,
+    reference: Reference,
+) -> None:
+    network, markers = model().eval(), TurnMarkers.of(tokenizer)
+    patches = success_patches(vectors, reference, Corpus.packaged().roles())
+    assert {*patches} == {LOSS_LAYER}
+    said = [{"role": "user", "content": "The build is red again. What now?"}]
+    ids = torch.tensor([[*conversation_ids(tokenizer, said), *markers.opening]])
+
+    def written(*, cache: bool) -> list[int]:
+        out = network.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=12,
+            do_sample=False,
+            use_cache=cache,
+        )
+        return out[0, ids.shape[1] :].tolist()
+
+    plain = written(cache=True)
+    with patched(network, patches, where=markers.decision_tokens):
+        assert written(cache=True) == written(cache=False) != plain
+
+
+def test_a_suite_that_is_not_there_is_named(
+    mediate: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ["--suite", "pressure"]
+    assert "must be one of" in refused(capsys, [*mediate, *wrong])

@@ -23,7 +23,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--suite", default="corner-cutting", help=f"{', '.join(SUITES)} or all."
     )
     twins_options(command)
-    _episode_options(command)
+    command.add_argument(
+        "--scenarios", type=Path, help="Of pressure: a .jsonl file of your own."
+    )
+    episode_options(command)
     writer_options(command)
     command.add_argument("--vectors", type=Path, help="With --steer: directions.")
     command.add_argument(
@@ -60,12 +63,10 @@ def run(options: argparse.Namespace) -> None:
         say(f"{name}: {SUITES[name].run(session, texts[name], out)}")
 
 
-def _episode_options(command: argparse.ArgumentParser) -> None:
+def episode_options(command: argparse.ArgumentParser) -> None:
+    """Add how episodes are played."""
     command.add_argument(
         "--tasks", type=Path, help="Of impossible-code: a .jsonl file of your own."
-    )
-    command.add_argument(
-        "--scenarios", type=Path, help="Of pressure: a .jsonl file of your own."
     )
     command.add_argument(
         "--samples", type=int, default=1, help="Of each task, scenario and request."

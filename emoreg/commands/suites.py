@@ -112,7 +112,7 @@ def _corner_cutting(session: Session, twins: Any, out: Path) -> Path:
     return path
 
 
-def _tasks(options: argparse.Namespace) -> list[Any]:
+def impossible_tasks(options: argparse.Namespace) -> list[Any]:
     """Return the tasks that `--tasks` names, `--limit` pairs of them, kind by kind."""
     from emoreg.behavior.impossible.tasks import load_tasks
 
@@ -139,34 +139,45 @@ def _tasks(options: argparse.Namespace) -> list[Any]:
 
 def _impossible_code(session: Session, tasks: Any, out: Path) -> Path:
     """Play the tasks, say the rates by twin, and save table and conversations."""
+    parts = parts_of(session.options, out)
+    found = played(session, tasks, parts)
+    path, talks = save_episodes(found, out)
+    clear(parts)
+    _say_rates(found)
+    say(f"{len(found)} episodes; to read their decision tokens: {talks}")
+    return path
+
+
+def played(
+    session: Session, tasks: Any, parts: Path, about: Mapping[str, Any] | None = None
+) -> Any:
+    """Play the tasks as the options say, and return the episodes.
+
+    `about` is what replies depend on besides the options; `parts` keeps them.
+    """
     from emoreg.behavior.impossible.episodes import play
     from emoreg.behavior.impossible.tasks import check_tasks
     from emoreg.behavior.sandbox.limits import Limits
     from emoreg.behavior.sandbox.sandbox import Sandbox
+
+    options, limits = session.options, Limits(seconds=2.0)
+    with Sandbox(limits=limits, allow_weak=options.allow_weak_sandbox) as sandbox:
+        if options.tasks:  # before the model loads
+            check_tasks(tasks, sandbox, quiet=options.quiet)
+        how = _how(session, "impossible-code")
+        how["about"] |= about or {}
+        with _writing(session) as writer:
+            return play(tasks, writer, sandbox, parts, attempts=options.attempts, **how)
+
+
+def save_episodes(found: Any, out: Path) -> tuple[Path, Path]:
+    """Write the table, and what was said as `emoreg measure --prompts` takes it."""
     from emoreg.vectors.whole_files import write_whole
 
-    options, parts = session.options, _parts(session.options, out)
-    limits = Limits(seconds=2.0)
-    with Sandbox(limits=limits, allow_weak=options.allow_weak_sandbox) as sandbox:
-        if options.tasks:
-            check_tasks(tasks, sandbox, quiet=options.quiet)
-        with _writing(session) as writer:
-            found = play(
-                tasks,
-                writer,
-                sandbox,
-                parts,
-                attempts=options.attempts,
-                **_how(session, "impossible-code"),
-            )
-    path = found.save(out)
-    talks = out.with_name(f"{out.stem}.conversations.jsonl")
+    path, talks = found.save(out), out.with_name(f"{out.stem}.conversations.jsonl")
     lines = (json.dumps(asdict(t), ensure_ascii=False) for t in found.conversations())
     write_whole(talks, "".join(f"{line}\n" for line in lines).encode())
-    _clear(parts)
-    _say_rates(found)
-    say(f"{len(found)} episodes; to read their decision tokens: {talks}")
-    return path
+    return path, talks
 
 
 def _pressure_texts(options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
@@ -204,7 +215,7 @@ def _pressure(session: Session, texts: Any, out: Path) -> Path:
     """Play scenarios and requests, say the rates by setting, and save the table."""
     from emoreg.behavior.pressure.play import play_pressure
 
-    (scenarios, requests), parts = texts, _parts(session.options, out)
+    (scenarios, requests), parts = texts, parts_of(session.options, out)
     with _writing(session) as writer:
         found = play_pressure(
             scenarios,
@@ -215,13 +226,13 @@ def _pressure(session: Session, texts: Any, out: Path) -> Path:
             **_how(session, "pressure"),
         )
     path = found.save(out)
-    _clear(parts)
+    clear(parts)
     _say_reactions(found)
     say(f"{len(found)} conversations; rules on words miss what is said in others")
     return path
 
 
-def _parts(options: argparse.Namespace, out: Path) -> Path:
+def parts_of(options: argparse.Namespace, out: Path) -> Path:
     """Return the folder of a run's replies, refusing one that is there unasked."""
     parts = out.with_name(f"{out.name}.parts")
     if any(parts.glob("*")) and not options.resume:
@@ -232,7 +243,8 @@ def _parts(options: argparse.Namespace, out: Path) -> Path:
     return parts
 
 
-def _clear(parts: Path) -> None:
+def clear(parts: Path) -> None:
+    """Take a run's replies away, now that they stand in a table."""
     for file in parts.glob("*"):
         file.unlink()
     parts.rmdir()
@@ -313,7 +325,7 @@ def _check_limit(limit: int | None, fewest: int) -> None:
 
 SUITES: dict[str, Suite] = {
     "corner-cutting": Suite(texts=corner_cutting_twins, run=_corner_cutting),
-    "impossible-code": Suite(texts=_tasks, run=_impossible_code),
+    "impossible-code": Suite(texts=impossible_tasks, run=_impossible_code),
     "pressure": Suite(texts=_pressure_texts, run=_pressure),
 }
 """What `--suite` may name: each says its figures and returns the file it wrote."""

@@ -8,16 +8,13 @@ from typing import Any
 
 def writer_options(command: argparse.ArgumentParser) -> None:
     """Add what a writer takes besides `--model`."""
+    sampling_options(command)
     command.add_argument(
         "--endpoint",
         metavar="URL",
         help="Ask an OpenAI-compatible endpoint in place of a local model, for "
         "instance http://localhost:8000/v1; --model is its name there.",
     )
-    command.add_argument(
-        "--concurrency", type=int, default=8, help="Texts written at a time."
-    )
-    command.add_argument("--temperature", type=float, default=0.9)
     command.add_argument(
         "--timeout", type=float, default=120.0, help="Seconds, for an endpoint."
     )
@@ -32,6 +29,14 @@ def writer_options(command: argparse.ArgumentParser) -> None:
         help="More fields of every request to an endpoint, for instance "
         '\'{"chat_template_kwargs": {"enable_thinking": false}}\'.',
     )
+
+
+def sampling_options(command: argparse.ArgumentParser) -> None:
+    """Add how texts are sampled, whoever writes them."""
+    command.add_argument(
+        "--concurrency", type=int, default=8, help="Texts written at a time."
+    )
+    command.add_argument("--temperature", type=float, default=0.9)
     command.add_argument("--seed", type=int, default=0)
 
 

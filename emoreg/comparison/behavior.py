@@ -182,8 +182,9 @@ def check_model(
             f"behavior and readings of `{arm}` must be of one model, found it scored "
             f"{words[0]} and measured {words[1]}. Pass the same `--adapter` to both"
         )
-    if own.get(steered):
+    if own.get(steered) or own.get("readings"):
         raise ValueError(
             f"behavior of `{arm}` must be of the model as it was measured, found it "
-            "steered. Score it without `--steer`, or name an arm of its own for it"
+            f"{'steered' if own.get(steered) else 'with readings set'}. Score it as "
+            "it is (`emoreg behave` without `--steer`), or name an arm of its own"
         )

@@ -54,7 +54,8 @@ def patched(
     """Set the output of decoder blocks to their patch's goal, inside the block.
 
     `h <- h + (goal - h B^T) B` at the marked tokens: what lies outside the space stays.
-    For forward passes over token ids, without a cache.
+    For forward passes over token ids. With a cache, as in generation, a call's own
+    tokens are marked: what is to be patched must stand in the prompt.
 
     Args:
         model: Any wrapping of a transformers decoder.

@@ -1,6 +1,6 @@
 """Episodes: code, what the tests say of it, and code again, until something gives."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -76,25 +76,32 @@ def play(
     said = tqdm(total=len(games), desc="Episodes", unit="episode", disable=quiet)
     with said as bar, ThreadPoolExecutor(THREADS) as pool:
         while playing := [game for game in games if not game.over]:
-            _turn(pool, sandbox, next_replies(playing, writer, journal, settings))
+            replies = next_replies(playing, writer, journal, settings)
+            _take(_shown(replies, len(playing), games, bar), pool, sandbox)
             bar.update(sum(game.over for game in playing))
-            bar.set_postfix(_rates(games))
     episodes = tuple(game.episode for game in games if game.episode)
     return Episodes(episodes=episodes, meta={**settings, "level": sandbox.level})
 
 
-def _turn(
-    pool: ThreadPoolExecutor,
-    sandbox: Sandbox,
-    replies: Iterator[tuple[Game, str]],
+def _shown(
+    replies: Iterable[tuple[Game, str]], of: int, games: Sequence[Game], bar: tqdm
+) -> Iterator[tuple[Game, str]]:
+    """Yield replies, and say beside the bar how many came, and the rates so far."""
+    rates = rates_so_far(game.episode.conduct for game in games if game.episode)
+    for number, reply in enumerate(replies, start=1):
+        bar.set_postfix({"replies": f"{number} of {of}", **rates})
+        yield reply
+
+
+def _take(
+    replies: Iterable[tuple[Game, str]], pool: ThreadPoolExecutor, sandbox: Sandbox
 ) -> None:
-    """Let each game take its next reply, once all are there."""
+    """Let each game take its next reply, once all are there.
+
+    Tests have limits of time, and writing takes the processor.
+    """
     given = list(replies)
     list(pool.map(lambda turn: turn[0].take(turn[1], sandbox), given))
-
-
-def _rates(games: Sequence[Game]) -> dict[str, str]:
-    return rates_so_far(game.episode.conduct for game in games if game.episode)
 
 
 def _check(tasks: Sequence[Task], samples: int, attempts: int, tokens: int) -> None:
