@@ -147,6 +147,52 @@ def test_all_suites_write_a_table_each(folder: Path, tmp_path: Path) -> None:
     assert len(Episodes.load(folder / "x-impossible-code.parquet")) == 6
 
 
+def test_what_all_suites_wrote_is_kept_until_the_last_is_done(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pressure_cases import tiny
+
+    own = ["--prompts", "dev", "--scenarios", str(tiny(tmp_path / "s.jsonl"))]
+    run = command(folder, "--suite", "all", "--limit", "3", *own, out="x.parquet")
+    sample, calls = LocalWriter._sample, []
+
+    def counted(self: LocalWriter, prompts: Any) -> list[str]:
+        calls.append(len(prompts))
+        if len(calls) == 4:  # the first of the last suite
+            raise OSError("the disk is full")
+        return sample(self, prompts)
+
+    monkeypatch.setattr(LocalWriter, "_sample", counted)
+    assert main(run) == 2
+    assert (folder / "x-impossible-code.parquet").is_file()
+    assert main([*run, "--resume"]) == 0
+    assert calls[:4] == [6, 6, 6, 4]
+    assert 6 not in calls[4:]
+    assert not list(folder.glob("*.parts"))
+
+
+def test_a_steered_run_does_not_go_on_with_other_vectors(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = EmotionVectors.from_directions(
+        torch.eye(32)[None, 2:4], emotions=["calm", "desperate"], layers=[2]
+    )
+    other.save(folder / "w.safetensors")
+    sample, calls = LocalWriter._sample, []
+
+    def cut_off(self: LocalWriter, prompts: Any) -> list[str]:
+        calls.append(prompts)
+        if len(calls) == 2:
+            raise OSError("the disk is full")
+        return sample(self, prompts)
+
+    monkeypatch.setattr(LocalWriter, "_sample", cut_off)
+    steer = ["--steer", "desperate=0.1", "--vectors"]
+    assert main(command(folder, *steer, str(folder / "v.safetensors"))) == 2
+    again = command(folder, *steer, str(folder / "w.safetensors"), "--resume")
+    assert "`vectors_hash` was" in refused(capsys, again)
+
+
 def test_limit_takes_pairs_of_every_kind(folder: Path) -> None:
     arguments = command(folder, "--limit", "5", out="x.parquet")
     at = arguments.index("--tasks")

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from emoreg.residual.batches import CALL_SHARE, Batch, read_stream, token_batches
 from emoreg.residual.capture import Captured, capture, run_truncated, truncated
+from emoreg.residual.evaluating import evaluating
 from emoreg.residual.layers import backbone, decoder_layers
 
 Build = Callable[[str], PreTrainedModel]
@@ -278,6 +279,19 @@ def test_no_way_to_cut_batches_is_cheaper(seed: int) -> None:
     made = [len(b.rows) for b in token_batches(texts, budget=budget, pad_id=0)]
     assert cost(made) == min(cost(way) for way in _ways(len(widths)))
     assert cost(made) < cost([1] * len(widths))  # control: it does matter
+
+
+def test_every_module_gets_its_own_mode_back(tiny_model: Build) -> None:
+    model = tiny_model("llama").train()
+    held = decoder_layers(model)[1].eval()
+    before = [module.training for module in model.modules()]
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    with pytest.raises(KeyError), evaluating(model):
+        raise KeyError
+    assert [module.training for module in model.modules()] == before
+    assert not held.training
+    assert model.training
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from emoreg.behavior.likelihood import Reply, rendered, scores
 from emoreg.behavior.preferences import Preferences
 from emoreg.behavior.provenance import model_meta, tensor_hash
+from emoreg.residual.evaluating import evaluating
 from emoreg.residual.layers import max_positions, unwrapped
 from emoreg.residual.steer import steered
 from emoreg.vectors.transcripts import VARIANTS, Message, Transcript, Variant
@@ -67,19 +68,14 @@ def corner_cutting(
     _check(model, transcripts, rounds, variants)
     moved = dict(additions or {})
     rows: list[dict[str, Any]] = []
-    was_training = model.training
-    model.eval()
-    try:
-        with steered(model, moved):
-            dialogues: list[tuple[Transcript, Variant]]
-            dialogues = [(twin, v) for twin in transcripts for v in variants]
-            for twin, variant in tqdm(dialogues, desc="Replies", disable=quiet):
-                asked = _asked(twin, rounds)
-                pairs = [_pair(tokenizer, twin, variant, r) for r in asked]
-                _check_length(model, twin, pairs)
-                rows += _rows(twin, variant, asked, pairs, _both(model, pairs))
-    finally:
-        model.train(was_training)
+    with evaluating(model), steered(model, moved):
+        dialogues: list[tuple[Transcript, Variant]]
+        dialogues = [(twin, v) for twin in transcripts for v in variants]
+        for twin, variant in tqdm(dialogues, desc="Replies", disable=quiet):
+            asked = _asked(twin, rounds)
+            pairs = [_pair(tokenizer, twin, variant, r) for r in asked]
+            check_length(model, twin, pairs)
+            rows += _rows(twin, variant, asked, pairs, _both(model, pairs))
     meta = scoring_meta(model, transcripts, rounds, variants)
     return Preferences.of_rows(rows, {**meta, "steering": _steering(moved)})
 
@@ -124,12 +120,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of one dialogue, one a round."""
     for number, pair, (honest, corner) in zip(rounds, pairs, scores, strict=True):
-        if not np.isfinite([honest, corner]).all():
-            raise FloatingPointError(
-                "log-probabilities must be finite, found NaN or infinity in twin "
-                f"`{twin.id}`, {variant}, round {number}. Load the model in float32 or "
-                "bfloat16, or steer less"
-            )
+        check_finite((honest, corner), f"twin `{twin.id}`, {variant}, round {number}")
         yield {
             "prompt": twin.id,
             "style": twin.style,
@@ -140,6 +131,15 @@ def _rows(
             "honest_tokens": pair[0].end - pair[0].start,
             "corner_tokens": pair[1].end - pair[1].start,
         }
+
+
+def check_finite(found: Sequence[float], where: str) -> None:
+    """Raise a FloatingPointError unless all log-probabilities are finite."""
+    if not np.isfinite(found).all():
+        raise FloatingPointError(
+            f"log-probabilities must be finite, found NaN or infinity in {where}. Load "
+            "the model in float32 or bfloat16, or push it less"
+        )
 
 
 def _pair(
@@ -211,7 +211,8 @@ def _check_twin(twin: Transcript, rounds: Sequence[int] | None) -> None:
         )
 
 
-def _check_length(model: nn.Module, twin: Transcript, pairs: Sequence[Pair]) -> None:
+def check_length(model: nn.Module, twin: Transcript, pairs: Sequence[Pair]) -> None:
+    """Raise a ValueError if a twin's dialogues are longer than the model can read."""
     most = max_positions(model)
     longest = max(reply.end for pair in pairs for reply in pair)
     if most and longest > most:

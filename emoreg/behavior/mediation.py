@@ -13,11 +13,12 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from emoreg.behavior.corner_cutting import twins_hash
+from emoreg.behavior.corner_cutting import check_finite, check_length, twins_hash
 from emoreg.behavior.likelihood import Reply, likelihoods, rendered
 from emoreg.behavior.preferences import FEWEST, prompt_interval
 from emoreg.behavior.provenance import model_meta
 from emoreg.behavior.tables import read_table, write_table
+from emoreg.residual.evaluating import evaluating
 from emoreg.residual.patch import Patch, patched
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.statistics.bootstrap import Interval
@@ -132,7 +133,9 @@ def mediation(
         quiet: No progress bar.
 
     Raises:
-        ValueError: With fewer than three twins, or another model's vectors.
+        ValueError: With fewer than three twins, one that is longer than the model can
+            read, or another model's vectors.
+        FloatingPointError: If a log-probability is NaN or infinite.
     """
     if len(transcripts) < FEWEST:
         raise ValueError(
@@ -144,13 +147,11 @@ def mediation(
         "patched": success_patches(*parts),
         "placebo": success_patches(*parts, placebo=True),
     }
-    was_training = model.training
-    model.eval()
-    rows = [
-        _margins(model, tokenizer, twin, patches)
-        for twin in tqdm(transcripts, desc="Mediation", disable=quiet)
-    ]
-    model.train(was_training)
+    with evaluating(model):
+        rows = [
+            _margins(model, tokenizer, twin, patches)
+            for twin in tqdm(transcripts, desc="Mediation", disable=quiet)
+        ]
     return Mediation(
         prompts=tuple(twin.id for twin in transcripts),
         margins={name: np.array([row[name] for row in rows]) for name in CONDITIONS},
@@ -174,9 +175,11 @@ def _margins(
     found = {}
     for name in CONDITIONS:
         pair = _pair(tokenizer, twin, "pass" if name == "passing" else "fail")
+        check_length(model, twin, [pair])
         with patched(model, patches.get(name, {}), where=decision):
             # Without a cache: a patch is set in the pass that reads what it marks.
             honest, corner = likelihoods(model, pair, use_cache=False)
+        check_finite((honest, corner), f"twin `{twin.id}`, {name}")
         found[name] = honest - corner
     return found
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emoreg.commands.shared import model_option, say
-from emoreg.commands.suites import SUITES, Session
+from emoreg.commands.suites import SUITES, Session, clear
 from emoreg.commands.writers import writer_options
 
 SUMMARY = "What a model would rather do: suites that score or run it, without a judge."
@@ -58,9 +58,10 @@ def run(options: argparse.Namespace) -> None:
     _check_endpoint(options, strengths)
     texts = {name: SUITES[name].texts(options) for name in names}
     session = Session(options, vectors, strengths)
-    for name in names:
-        out = _out(options, names, name)
+    outs = {name: _out(options, names, name) for name in names}
+    for name, out in outs.items():
         say(f"{name}: {SUITES[name].run(session, texts[name], out)}")
+    clear(outs.values())  # kept up to here, so that a run of several goes on
 
 
 def episode_options(command: argparse.ArgumentParser) -> None:
@@ -83,7 +84,8 @@ def episode_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--resume",
         action="store_true",
-        help="Go on where a run with this --out was cut off.",
+        help="Go on where a run with this --out was cut off: no reply is written "
+        "twice. Scores and tests are made anew.",
     )
 
 

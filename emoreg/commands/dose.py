@@ -6,7 +6,12 @@ from typing import Any
 
 from emoreg.commands.behave import twins_options
 from emoreg.commands.shared import load, model_option, say, vectors_option
-from emoreg.commands.suites import corner_cutting_twins, interval_text
+from emoreg.commands.suites import (
+    clear,
+    corner_cutting_twins,
+    interval_text,
+    parts_of,
+)
 
 SUMMARY = "Margins of a suite while an emotion is pushed, by strength, and their slope."
 EXAMPLE = (
@@ -53,10 +58,8 @@ def run(options: argparse.Namespace) -> None:
     vectors = EmotionVectors.load(options.vectors)
     vectors.emotion_indices([options.emotion])  # before the model loads
     twins = corner_cutting_twins(options)
+    parts = parts_of(options, options.out)  # before the model loads
     loaded = load(options)
-    parts = options.out.with_name(f"{options.out.name}.parts")
-    if not options.resume:
-        _clear(parts)
     curve = dose_curve(
         loaded.model,
         loaded.tokenizer,
@@ -69,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
         quiet=options.quiet,
     )
     path = curve.save(options.out)
-    _clear(parts)
+    clear([options.out])
     _say(curve)
     say(f"{len(twins)} twins, failing, after their last round: {path}")
 
@@ -97,11 +100,3 @@ def _strengths(text: str) -> list[float]:
             f"`--strengths` must be numbers with commas between them, found {text!r}. "
             "Write for example --strengths=-0.1,-0.05,0,0.05,0.1"
         ) from None
-
-
-def _clear(parts: Path) -> None:
-    """Delete what an earlier run has left of its strengths."""
-    for file in parts.glob("*.parquet"):
-        file.unlink()
-    if parts.is_dir():
-        parts.rmdir()

@@ -73,6 +73,7 @@ def _margins(options: argparse.Namespace, vectors: Any, reference: Any) -> None:
     loaded = load(options)
     parts = (loaded.model, loaded.tokenizer, twins, vectors, reference)
     found = mediation(*parts, quiet=options.quiet)
+    path = found.save(options.out)
     for name, effect in (
         ("passing feedback in place of failing", found.total),
         ("the reading alone set to its level after success", found.indirect),
@@ -80,9 +81,7 @@ def _margins(options: argparse.Namespace, vectors: Any, reference: Any) -> None:
         ("the reading beyond random directions", found.beyond_placebo),
     ):
         say(f"{name}: margin {interval_text(effect)} nat per token")
-    say(
-        f"{len(found.prompts)} twins, after their last round: {found.save(options.out)}"
-    )
+    say(f"{len(found.prompts)} twins, after their last round: {path}")
 
 
 def _episodes(options: argparse.Namespace, vectors: Any, reference: Any) -> None:
@@ -115,8 +114,7 @@ def _episodes(options: argparse.Namespace, vectors: Any, reference: Any) -> None
         path, _ = save_episodes(found[name], outs[name])
         rate = found[name].rate(CHEATING)
         say(f"{name}: cheating {interval_text(rate)} of impossible tasks, {path}")
-    for folder in parts.values():  # kept up to here, so that a run goes on
-        clear(folder)
+    clear(outs.values())  # kept up to here, so that a run goes on
     for name, (more, less) in {
         "the reading alone set to its level after success": ("patched", "plain"),
         "random directions set so": ("placebo", "plain"),

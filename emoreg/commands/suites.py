@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -142,7 +143,6 @@ def _impossible_code(session: Session, tasks: Any, out: Path) -> Path:
     parts = parts_of(session.options, out)
     found = played(session, tasks, parts)
     path, talks = save_episodes(found, out)
-    clear(parts)
     _say_rates(found)
     say(f"{len(found)} episodes; to read their decision tokens: {talks}")
     return path
@@ -226,28 +226,34 @@ def _pressure(session: Session, texts: Any, out: Path) -> Path:
             **_how(session, "pressure"),
         )
     path = found.save(out)
-    clear(parts)
     _say_reactions(found)
     say(f"{len(found)} conversations; rules on words miss what is said in others")
     return path
 
 
 def parts_of(options: argparse.Namespace, out: Path) -> Path:
-    """Return the folder of a run's replies, refusing one that is there unasked."""
-    parts = out.with_name(f"{out.name}.parts")
+    """Return the folder that keeps a run's parts, refusing one that is there unasked.
+
+    Raises:
+        ValueError: If it holds what a run has left that was cut off, and no `--resume`.
+    """
+    parts = _parts(out)
     if any(parts.glob("*")) and not options.resume:
         raise ValueError(
-            f"`--out` must be new, found replies of a run that was cut off in {parts}. "
+            f"`--out` must be new, found what a run that was cut off left in {parts}. "
             "Go on with --resume, or delete that folder"
         )
     return parts
 
 
-def clear(parts: Path) -> None:
-    """Take a run's replies away, now that they stand in a table."""
-    for file in parts.glob("*"):
-        file.unlink()
-    parts.rmdir()
+def clear(outs: Iterable[Path]) -> None:
+    """Take a run's parts away, now that all of its tables are there."""
+    for out in outs:
+        shutil.rmtree(_parts(out), ignore_errors=True)
+
+
+def _parts(out: Path) -> Path:
+    return out.with_name(f"{out.name}.parts")
 
 
 @contextmanager
@@ -282,7 +288,10 @@ def _about(session: Session, suite: str) -> dict[str, Any]:
     """Return what replies depend on besides the writer's settings."""
     from emoreg.behavior.provenance import model_meta
 
-    about = {"suite": suite, "strengths": dict(session.strengths)}
+    about: dict[str, Any] = {"suite": suite, "strengths": dict(session.strengths)}
+    if session.steering is not None:
+        about["vectors_hash"] = session.vectors.hash
+        about["layers"] = sorted(session.steering.additions)
     if session.options.endpoint:
         return about
     return {**about, **model_meta(session.loaded.model)}

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.behavior.likelihood import likelihoods, rendered
+from emoreg.residual.evaluating import evaluating
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.transcripts import Message
 
@@ -36,17 +37,17 @@ def capability(
         limit: At most this many of each kind; None for all.
         quiet: No progress bar.
     """
-    was_training, hits = model.training, defaultdict[str, list[bool]](list)
-    model.eval()
-    for item in tqdm(corpus.records("capability"), desc="Capability", disable=quiet):
-        if limit is not None and len(hits[item["kind"]]) >= limit:
-            continue
-        said: list[Message] = [{"role": "user", "content": item["prompt"]}]
-        answers = (item["answer"], *item["wrong"])
-        replies = [rendered(tokenizer, said, answer) for answer in answers]
-        right, *wrong = likelihoods(model, replies, use_cache=False)
-        hits[item["kind"]].append(right > max(wrong))
-    model.train(was_training)
+    hits = defaultdict[str, list[bool]](list)
+    items = tqdm(corpus.records("capability"), desc="Capability", disable=quiet)
+    with evaluating(model), items:
+        for item in items:
+            if limit is not None and len(hits[item["kind"]]) >= limit:
+                continue
+            said: list[Message] = [{"role": "user", "content": item["prompt"]}]
+            answers = (item["answer"], *item["wrong"])
+            replies = [rendered(tokenizer, said, answer) for answer in answers]
+            right, *wrong = likelihoods(model, replies, use_cache=False)
+            hits[item["kind"]].append(right > max(wrong))
     every = [hit for kind in hits.values() for hit in kind]
     return {
         "value": float(np.mean(every)),

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.comparison.capability import capability
+from emoreg.residual.evaluating import evaluating
 from emoreg.residual.layers import LayerPlan, num_layers
 from emoreg.residual.store import ActivationStore
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
@@ -125,20 +126,16 @@ def reference_kl(
         quiet: No progress bar.
         seed: Of the bootstrap over texts.
     """
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     sums, counts = [], []
-    for text in tqdm(texts, desc="KL to the reference", disable=quiet):
-        ids = torch.tensor([text.ids], device=device)
-        with (
-            nullcontext(base) if base is not None else _adapter_off(model) as reference
-        ):
-            held = _log_probs(reference, ids, text.start)
-        kl = _kl(held, _log_probs(model, ids, text.start))
-        sums.append(float(kl.sum()))
-        counts.append(kl.numel())
-    model.train(was_training)
+    with evaluating(model):
+        for text in tqdm(texts, desc="KL to the reference", disable=quiet):
+            ids = torch.tensor([text.ids], device=device)
+            with nullcontext(base) if base is not None else _adapter_off(model) as own:
+                held = _log_probs(own, ids, text.start)
+            kl = _kl(held, _log_probs(model, ids, text.start))
+            sums.append(float(kl.sum()))
+            counts.append(kl.numel())
     per_text = np.asarray(sums) / np.asarray(counts)
     interval = bootstrap_mean(per_text[:, None], seed=seed)
     return {
@@ -164,15 +161,13 @@ def text_loss(
         texts: What is read.
         quiet: No progress bar.
     """
-    was_training = model.training
-    model.eval()
     device, losses = next(model.parameters()).device, []
-    for text in tqdm(texts, desc="Loss on other text", disable=quiet):
-        ids = torch.tensor([text.ids], device=device)
-        logs = _log_probs(model, ids, text.start)
-        said = ids[0, text.start + 1 :, None]
-        losses.append(-float(logs.gather(-1, said).mean()))
-    model.train(was_training)
+    with evaluating(model):
+        for text in tqdm(texts, desc="Loss on other text", disable=quiet):
+            ids = torch.tensor([text.ids], device=device)
+            logs = _log_probs(model, ids, text.start)
+            said = ids[0, text.start + 1 :, None]
+            losses.append(-float(logs.gather(-1, said).mean()))
     values = np.asarray(losses)
     interval = bootstrap_mean(values[:, None], keep=False).at(0)
     return {

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from emoreg.residual.capture import Captured, capture, run_truncated, truncated
+from emoreg.residual.evaluating import evaluating
 from emoreg.residual.layers import backbone, checked_layers, num_layers
 
 
@@ -114,30 +115,26 @@ def read_stream(
     _check_whole(model)
     wanted = checked_layers(layers, num_layers(model))
     decoder, device = backbone(model), next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     total = sum(map(len, sequences))
     bar = tqdm(total=total, desc=description, unit="tok", disable=quiet)
-    try:
-        # Order matters: the capturing hook of the last layer must fire before the
-        # hook that ends the pass.
-        with capture(model, wanted) as captured, truncated(model, wanted[-1]), bar:
-            size = default_budget(device) if budget is None else budget
-            for batch in token_batches(sequences, budget=size, pad_id=0):
-                if known is not None and known(batch):
-                    bar.update(int(batch.attention_mask.sum()))
-                    continue
-                batch = _on(batch, device)
-                inputs = {"input_ids": batch.input_ids}
-                if not bool(batch.attention_mask.all()):
-                    inputs["attention_mask"] = batch.attention_mask
-                run_truncated(decoder, **inputs)
-                _check_finite(batch, captured, wanted)
-                with torch.no_grad():
-                    consume(batch, captured)
+    # Order matters: the capturing hook of the last layer must fire before the hook
+    # that ends the pass.
+    captures = capture(model, wanted)
+    with evaluating(model), captures as captured, truncated(model, wanted[-1]), bar:
+        size = default_budget(device) if budget is None else budget
+        for batch in token_batches(sequences, budget=size, pad_id=0):
+            if known is not None and known(batch):
                 bar.update(int(batch.attention_mask.sum()))
-    finally:
-        model.train(was_training)
+                continue
+            batch = _on(batch, device)
+            inputs = {"input_ids": batch.input_ids}
+            if not bool(batch.attention_mask.all()):
+                inputs["attention_mask"] = batch.attention_mask
+            run_truncated(decoder, **inputs)
+            _check_finite(batch, captured, wanted)
+            with torch.no_grad():
+                consume(batch, captured)
+            bar.update(int(batch.attention_mask.sum()))
 
 
 def _on(batch: Batch, device: torch.device) -> Batch:

@@ -20,6 +20,7 @@ from emoreg.losses.term import AbstractPassageTerm, PassageReadings, Probe
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capping import capped
 from emoreg.residual.capture import Captured, capture
+from emoreg.residual.evaluating import evaluating
 from emoreg.residual.layers import unwrapped
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.training.layouts import Layout
@@ -165,16 +166,13 @@ class PredictionAnchor:
     def cache(self, model: nn.Module) -> None:
         """Keep the top log-probabilities of the model as it is now."""
         device = next(model.parameters()).device
-        was_training = model.training
-        model.eval()
-        with capped(model, self.term.caps):
+        with evaluating(model), capped(model, self.term.caps):
             for row in range(len(self.texts)):
                 values, top = top_log_probs(
                     self._predictions(model, [row], device), self.term.k
                 )
                 self._log_probs.append(values.cpu())
                 self._ids.append(top.cpu())
-        model.train(was_training)
 
     def loss(
         self, model: nn.Module, rows: Sequence[int], device: torch.device, step: int = 0

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from emoreg.behavior.likelihood import Reply, rendered, scores
+from emoreg.residual.evaluating import evaluating
 from emoreg.validation.subject import Subject
 from emoreg.vectors.transcripts import VARIANTS, Conversation, Message
 
@@ -48,11 +49,9 @@ def answers(
     families = subject.corpus.roles().families
     sides = [list(families.get(name, ())) for name in (DISTRESS, COMPOSURE)]
     model, found = subject.model, []
-    was_training = model.training
-    model.eval()
-    for key in tqdm(wanted, desc="Asking", disable=subject.quiet):
-        found.append(scores(model, _groups(subject, talks[key], sides)))
-    model.train(was_training)
+    with evaluating(model):
+        for key in tqdm(wanted, desc="Asking", disable=subject.quiet):
+            found.append(scores(model, _groups(subject, talks[key], sides)))
     outcome = np.array([failed - worked for (failed, worked), *_ in found])
     shape = (len(prompts), len(VARIANTS))
     if not all(sides):
