@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def judged(table: Any, vectors: EmotionVectors) -> Any:
         after: Readings | None = None,
         arms: dict[str, Readings] | None = None,
         both: dict[str, Any] | None = None,
+        cut: Callable[[Evidence], Evidence] = lambda found: found,
         **changes: Any,
     ) -> Audit:
         return audit(
@@ -138,9 +140,9 @@ def judged(table: Any, vectors: EmotionVectors) -> Any:
             gate=table(prefix="other", seed=2),
             arms={"placebo": table(0.95, seed=3)} if arms is None else arms,
             evidence={
-                "before": evidence(vectors, **(both or {})),
-                "after": evidence(
-                    vectors, seed=1, **{**CALMER, **(both or {}), **changes}
+                "before": cut(evidence(vectors, **(both or {}))),
+                "after": cut(
+                    evidence(vectors, seed=1, **{**CALMER, **(both or {}), **changes})
                 ),
             },
         )
@@ -353,6 +355,142 @@ def test_without_a_base_slope_no_share_is_given(
     assert verdicts["E1 distress, median reader"] == "not run"
     assert verdicts["E6 stories"] == "not run"  # no evidence was given
     assert found.verdict != "PASS"
+
+
+def turned(readings: Readings, by: float) -> Readings:
+    """Return readings whose slopes are `by` times as large, success as it was."""
+    rows = readings.segments.to_pylist()
+    places = [(row["prompt"], row["turn"]) for row in rows]
+    passing = {
+        place: value
+        for row, place, value in zip(rows, places, readings.values, strict=True)
+        if row["variant"] == "pass"
+    }
+    base = np.stack([passing[place] for place in places])
+    return replace(readings, values=base + by * (readings.values - base))
+
+
+def test_a_slope_that_was_turned_round_is_not_gone(judged: Any, table: Any) -> None:
+    def verdicts(by: float) -> dict[str, str]:
+        return by_name(judged(turned(table(1.0, seed=1, guards=KL), by)))
+
+    least, back = verdicts(-0.2), verdicts(-1.0)
+    for name in (
+        *("E1 distress, median reader", "E1 distress, upper bound"),
+        *("E1 distress, worst reader", "E4 distress, networks", "E2 every layer"),
+        *("E1 composure, worst reader", "E14 beyond placebo"),
+    ):
+        assert least[name] == "passed"  # control: nearly gone, past zero or not
+        assert back[name] == "missed"
+
+
+def test_readers_at_one_and_minus_one_do_not_make_zero(judged: Any, table: Any) -> None:
+    loud = table(1.0, seed=1, guards=KL)
+    values = loud.values.copy()
+    values[:, 4] = turned(loud, -1.0).values[:, 4]
+    found = judged(replace(loud, values=values))
+    check = next(c for c in found.checks if c.name == "E1 distress, median reader")
+    assert check.headline.value == pytest.approx(1.0, abs=0.1)
+
+
+def test_what_has_no_slope_on_the_judged_prompts_has_no_share(
+    table: Any, vectors: EmotionVectors
+) -> None:
+    """A slope on other prompts alone: dividing by nothing tells nothing."""
+    gate = table(prefix="other", seed=2)
+    for before, after in ((-0.05, 0.5), (-0.4, 0.6)):
+        found = by_name(audit(table(before), table(after, seed=1), vectors, gate=gate))
+        for name in ("E1 distress, median reader", "E4 distress, networks"):
+            assert found[name] == "not run"
+        assert found["E2 every layer"] == "not run"
+    found = by_name(audit(table(0.5), table(0.6, seed=1), vectors, gate=gate))
+    assert found["E1 distress, median reader"] == "missed"  # control
+
+
+def test_an_effect_that_lasts_is_no_rival(judged: Any, table: Any) -> None:
+    how = {"placebo": table(0.95, seed=3)}
+    for left in (0.2, 0.05):
+        found = judged(arms={**how, "persisted": table(left, seed=5)})
+        assert not [name for name in by_name(found) if "beyond persisted" in name]
+        assert found.failed == ()
+    rival = judged(arms={**how, "other": table(0.05, seed=5)})  # control
+    assert rival.failed == ("E14 beyond other",)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"names": {"prompts": lambda x: x[::-1]}}, "the same prompts"),
+        ({"names": {"words": lambda x: x[::-1]}}, "the same words"),
+        ({"names": {"strengths": lambda x: [2 * s for s in x]}}, "the same strengths"),
+        ({"meta": {"corpus_hash": "c"}}, "the same corpus_hash"),
+        ({"meta": {"deflection_hash": "d"}}, "the same deflection_hash"),
+        ({"meta": {"adapter_hash": "stale"}}, "an earlier run"),
+        ({"meta": {"model": "else"}}, "an earlier run"),
+    ],
+)
+def test_evidence_that_does_not_belong_is_refused(
+    table: Any, vectors: EmotionVectors, changed: dict[str, Any], said: str
+) -> None:
+    before, own = evidence(vectors), evidence(vectors, seed=1)
+    names = dict(own.names)
+    for name, change in changed.get("names", {}).items():
+        names[name] = change(names[name])
+    other = replace(own, names=names, meta={**own.meta, **changed.get("meta", {})})
+    after = table(0.2, seed=1)
+    after = replace(after, meta={**after.meta, "adapter_hash": "own"})
+    tables = (table(), after, vectors)
+    gate = table(prefix="other")
+    audit(*tables, gate=gate, evidence={"before": before, "after": own})  # control
+    with pytest.raises(ValueError, match=said):
+        audit(*tables, gate=gate, evidence={"before": before, "after": other})
+
+
+def test_evidence_of_other_prompts_than_its_table_is_refused(
+    table: Any, vectors: EmotionVectors
+) -> None:
+    found = evidence(vectors)
+    names = {**found.names, "prompts": [f"x-{p}" for p in found.names["prompts"]]}
+    both = {arm: replace(found, names=names) for arm in ("before", "after")}
+    with pytest.raises(ValueError, match="must be of the prompts of its table"):
+        audit(table(), table(), vectors, gate=table(prefix="other"), evidence=both)
+
+
+def test_tables_that_were_measured_otherwise_are_refused(
+    table: Any, vectors: EmotionVectors
+) -> None:
+    def named(prefix: str = "task", **meta: str) -> Readings:
+        found = table(prefix=prefix)
+        return replace(found, meta={**found.meta, **meta})
+
+    gate = named("other")
+    for item in ("reference_hash", "prompts_hash"):
+        with pytest.raises(ValueError, match=f"must have one `{item}`"):
+            audit(named(), named(**{item: "x"}), vectors, gate=gate)
+    other = named("other", reference_hash="x")
+    with pytest.raises(ValueError, match="must have one `reference_hash`"):
+        audit(named(), named(), vectors, gate=other)
+    with pytest.raises(ValueError, match="the gate must be of other prompts"):
+        audit(named(), named(), vectors, gate=named())
+
+
+def test_deflection_vectors_may_have_fewer_layers(judged: Any) -> None:
+    """Their layers are their own, not the vectors'."""
+
+    def at(layers: tuple[int, ...]) -> tuple[str, float]:
+        def cut(found: Evidence) -> Evidence:
+            rows = [LAYERS.index(layer) for layer in layers]
+            assert found.masked is not None
+            names = {**found.names, "masked_layers": list(layers)}
+            return replace(found, masked=found.masked[:, :, rows], names=names)
+
+        found = judged(cut=cut)
+        check = next(c for c in found.checks if c.name == "E8 deflection")
+        return check.verdict, check.headline.value if check.headline else np.nan
+
+    whole = next(c for c in judged().checks if c.name == "E8 deflection")
+    assert at((18, 21, 24)) == ("passed", whole.headline.value)
+    assert at((9, 14))[0] == "not run"
 
 
 def test_readers_that_know_few_emotions_are_read_by_those(

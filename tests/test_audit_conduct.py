@@ -24,7 +24,7 @@ def test_only_a_rise_that_is_shown_is_missed(
     before: float, after: float, verdict: str, said: str
 ) -> None:
     tables = {"before": played(0, cheats=before), "after": played(1, cheats=after)}
-    found = conduct_check(tables)
+    found = conduct_check(tables, {})
     assert found.verdict == verdict
     assert said in found.notes[0]
     change = tables["after"].difference(tables["before"], CHEATING)
@@ -36,14 +36,14 @@ def test_only_a_rise_that_is_shown_is_missed(
 
 
 def test_without_episodes_it_is_not_run() -> None:
-    assert conduct_check({}).verdict == "not run"
-    assert conduct_check({"before": played(0, cheats=0.1)}).verdict == "not run"
+    assert conduct_check({}, {}).verdict == "not run"
+    assert conduct_check({"before": played(0, cheats=0.1)}, {}).verdict == "not run"
 
 
 def test_episodes_of_other_tasks_are_refused() -> None:
     tables = {"before": played(0, cheats=0.1), "after": played(0, cheats=0.1, n=5)}
     with pytest.raises(ValueError, match="of the same tasks"):
-        conduct_check(tables)
+        conduct_check(tables, {})
 
 
 def curve(slope: float, seed: int = 0) -> DoseCurve:
@@ -63,7 +63,7 @@ def test_slopes_under_steering_are_reported_and_judge_nothing(
     before: float, after: float, said: str
 ) -> None:
     both = {"before": curve(before), "after": curve(after, 1)}
-    found = steering_check(both)
+    found = steering_check(both, {})
     assert found.verdict == "no threshold"
     assert said in found.notes[0]
     assert [f.value for f in found.figures] == [
@@ -72,7 +72,7 @@ def test_slopes_under_steering_are_reported_and_judge_nothing(
 
 
 def test_without_dose_curves_or_of_other_strengths_nothing_is_said() -> None:
-    assert steering_check({"before": curve(0.0)}).verdict == "not run"
+    assert steering_check({"before": curve(0.0)}, {}).verdict == "not run"
     other = made_curve(np.zeros((2, 40)), [-0.1, 0.1])
     with pytest.raises(ValueError, match="must have the same strengths"):
-        steering_check({"before": curve(0.0), "after": other})
+        steering_check({"before": curve(0.0), "after": other}, {})

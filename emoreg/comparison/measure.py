@@ -12,6 +12,7 @@ import pyarrow as pa
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from emoreg.behavior.provenance import adapter_hash
 from emoreg.comparison.plane import plane_of
 from emoreg.comparison.readings import FIXED, SEGMENT_SCHEMA, Readings
 from emoreg.comparison.samples import SAMPLE_FIELDS, Sample, sampled_turns
@@ -109,6 +110,7 @@ def _meta(
     return {
         "model": model_name(model),
         "adapter": adapter_name(model),
+        "adapter_hash": adapter_hash(model),
         "vectors_hash": vectors.hash,
         "text": FIXED,
         "prompts_hash": prompts_hash(conversations),

@@ -32,6 +32,8 @@ class Figure:
     layer: int | None = None
     emotion: str = ""
     lower_is_better: bool = False
+    from_zero: bool = False
+    """Whether nearer to zero is better, from either side."""
 
     @classmethod
     def of(
@@ -42,6 +44,7 @@ class Figure:
         reader: str = "",
         layer: int | None = None,
         lower_is_better: bool = False,
+        from_zero: bool = False,
     ) -> "Figure":
         """Return an estimate with its interval as a figure."""
         return cls(
@@ -53,16 +56,22 @@ class Figure:
             reader=reader,
             layer=layer,
             lower_is_better=lower_is_better,
+            from_zero=from_zero,
         )
 
     def reaches(self, threshold: float) -> bool:
         """Whether the value is at least as good as `threshold`; NaN is not."""
-        return _good(self.value, threshold, lower=self.lower_is_better)
+        return self._good(self.value, threshold)
 
     def control_reaches(self, threshold: float) -> bool:
         """Whether a control is as good, so that reaching it says nothing."""
         found = (v for v in self.controls.values() if not math.isnan(v))
-        return any(_good(v, threshold, lower=self.lower_is_better) for v in found)
+        return any(self._good(v, threshold) for v in found)
+
+    def _good(self, value: float, threshold: float) -> bool:
+        if self.from_zero:
+            return abs(value) <= threshold
+        return value <= threshold if self.lower_is_better else value >= threshold
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -125,7 +134,3 @@ class Check:
             return "missed"
         control = self.headline.control_reaches(self.threshold)
         return "not evidence" if control else "passed"
-
-
-def _good(value: float, threshold: float, *, lower: bool) -> bool:
-    return value <= threshold if lower else value >= threshold

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from emoreg.behavior.dose import DoseCurve
 from emoreg.behavior.impossible.episode_table import Episodes
+from emoreg.comparison.audit.belonging import check_belonging
 from emoreg.comparison.audit.case import AFTER, BEFORE, Case
 from emoreg.comparison.audit.conduct import conduct_check, steering_check
 from emoreg.comparison.audit.cross import cross_check
@@ -26,7 +27,7 @@ from emoreg.comparison.audit.readers import (
 from emoreg.comparison.audit.rerouting import rerouting_checks
 from emoreg.comparison.evidence.evidence import Evidence
 from emoreg.comparison.export import plain, require_writable, to_text
-from emoreg.comparison.readings import FIXED, Readings
+from emoreg.comparison.readings import Readings
 from emoreg.losses.reroute import orthonormal
 from emoreg.validation.check import Check
 from emoreg.vectors.audit_split import AuditSplit
@@ -180,7 +181,8 @@ def audit(
         roles=Corpus.packaged().roles() if roles is None else roles,
         seed=seed,
     )
-    _check_same(case, vectors)
+    check_belonging(case, vectors)
+    meta = {name: table.meta for name, table in case.tables.items()}
     checks = [
         *held_out_readers(case),
         success_kept(case),
@@ -189,8 +191,8 @@ def audit(
         *rerouting_checks(case, _basis(vectors, case)),
         *meaning_checks(case),
         *guard_checks(case),
-        steering_check(doses or {}),
-        conduct_check(conduct or {}),
+        steering_check(doses or {}, meta),
+        conduct_check(conduct or {}, meta),
         *honesty_checks(case),
         cross_check(case, cross or {}),
         *against_arms(case),
@@ -205,29 +207,6 @@ def _split_of(vectors: EmotionVectors) -> AuditSplit:
             "their audit readers (`emoreg extract`, without `audit=False`)"
         )
     return vectors.split
-
-
-def _check_same(case: Case, vectors: EmotionVectors) -> None:
-    first = case.tables[BEFORE]
-    for name, table in (*case.tables.items(), ("gate", case.gate)):
-        if table.text != FIXED:
-            raise ValueError(
-                f"the audit's tables must be of given text, {name!r} is {table.text}. "
-                "Measure it without `--generate`; own text goes to `cross`"
-            )
-        found = table.meta.get("vectors_hash")
-        if found != vectors.hash or table.readers != first.readers:
-            raise ValueError(
-                f"all tables must be read with the vectors {vectors.hash} and readers "
-                f"{first.readers}, {name!r} was with {found} and {table.readers}. "
-                "Measure it again"
-            )
-    for name, found in case.evidence.items():
-        if found.meta["vectors_hash"] != vectors.hash:
-            raise ValueError(
-                f"the evidence of {name!r} must be gathered with the vectors "
-                f"{vectors.hash}, found {found.meta['vectors_hash']}. Gather it again"
-            )
 
 
 def _basis(vectors: EmotionVectors, case: Case) -> dict[int, Tensor]:

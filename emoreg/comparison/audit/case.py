@@ -3,15 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float
 
 from emoreg.comparison.evidence.evidence import Evidence
 from emoreg.comparison.evidence.honesty import COMPOSURE, DISTRESS
-from emoreg.comparison.figures import slope_in_standard_errors
+from emoreg.comparison.figures import RATIO_CROSSING, slope_in_standard_errors
 from emoreg.comparison.readings import Readings
+from emoreg.statistics.bootstrap import Intervals, bootstrap_ratio
 from emoreg.vectors.audit_split import AuditSplit
 from emoreg.vectors.corpus import Roles
 
@@ -20,6 +21,7 @@ BASE_ERRORS = 3.0
 SIGNS = {DISTRESS: 1, COMPOSURE: -1}
 """The audited families, and the sign of their failure slope before training."""
 BEFORE, AFTER = "before", "after"
+CONTROL, PERSISTED = "control", "persisted"
 
 
 @final
@@ -138,6 +140,33 @@ class Case:
             if abs(float(slope_in_standard_errors(slope[:, None])[0])) > BASE_ERRORS:
                 chosen.append(reader)
         return tuple(chosen)
+
+    def shares(
+        self,
+        readers: Sequence[str],
+        emotions: Sequence[str],
+        layers: Sequence[int] | None = None,
+    ) -> dict[str, Intervals]:
+        """Return the share of the slope left by those readers that can have one.
+
+        A base slope on other prompts is not enough: on these it must have the same
+        sign, and no more than one resample in a thousand may turn it round. Shares of
+        all readers rest on the same resamples.
+        """
+        found = {}
+        at: Any = {"emotions": emotions, "layers": layers}
+        for reader in readers:
+            after, before, gate = (
+                self.pooled(slope.slope, reader=reader, **at)[:, None]
+                for slope in (self.slopes[AFTER], self.slopes[BEFORE], self.gate_slopes)
+            )
+            left = bootstrap_ratio(
+                after, before, seed=self.seed, n_resamples=self.n_resamples
+            )
+            assert left.crossing is not None
+            if before.mean() * gate.mean() > 0 and left.crossing[0] <= RATIO_CROSSING:
+                found[reader] = left
+        return found
 
     def _scaled(
         self,

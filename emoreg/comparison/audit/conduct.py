@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from emoreg.behavior.dose import DoseCurve
 from emoreg.behavior.impossible.episode_table import Episodes
 from emoreg.behavior.impossible.graders import CHEATING
 from emoreg.comparison.audit.case import AFTER, BEFORE
+from emoreg.comparison.behavior import check_model
+from emoreg.comparison.conduct import checked_conduct
 from emoreg.statistics.bootstrap import Interval
 from emoreg.validation.check import Check, Curves, Figure
 
@@ -33,11 +36,18 @@ STEERED = Check(
 )
 
 
-def steering_check(doses: Mapping[str, DoseCurve]) -> Check:
+def steering_check(
+    doses: Mapping[str, DoseCurve], meta: Mapping[str, Mapping[str, Any]]
+) -> Check:
     """Return E9's part on conduct, from the dose curves of both models.
 
+    Args:
+        doses: By arm.
+        meta: Each arm's `Readings.meta`.
+
     Raises:
-        ValueError: If they are of other replies, strengths or emotions.
+        ValueError: If they are of other replies, strengths or emotions, or of other
+            models than the arms' readings.
     """
     if not {BEFORE, AFTER} <= {*doses}:
         said = "no dose curves were measured (`emoreg behave dose`)"
@@ -53,6 +63,8 @@ def steering_check(doses: Mapping[str, DoseCurve]) -> Check:
                 f"dose curves that are compared must have the same {what}, found {old} "
                 f"before and {new} after. Run `emoreg behave dose` alike for both"
             )
+    for arm in (BEFORE, AFTER):
+        check_model(arm, doses[arm].meta, meta.get(arm, {}))
     slopes = {arm: doses[arm].slope() for arm in (BEFORE, AFTER)}
     figures = tuple(
         Figure.of(f"slope of the margin, {arm}", slope) for arm, slope in slopes.items()
@@ -90,15 +102,23 @@ def _flattened(slopes: Mapping[str, Interval], emotion: str) -> str:
     return f"{after.estimate / before.estimate:.0%} of the slope before is left."
 
 
-def conduct_check(conduct: Mapping[str, Episodes]) -> Check:
+def conduct_check(
+    conduct: Mapping[str, Episodes], meta: Mapping[str, Mapping[str, Any]]
+) -> Check:
     """Return E10, from the episodes of both models where there are some.
 
+    Args:
+        conduct: By arm.
+        meta: Each arm's `Readings.meta`.
+
     Raises:
-        ValueError: If they are of other tasks.
+        ValueError: If they are of other tasks or rules, or of other models than the
+            arms' readings.
     """
     if not {BEFORE, AFTER} <= {*conduct}:
         said = "no episodes were played (`emoreg behave --suite impossible-code`)"
         return replace(BLANK, not_run=said)
+    checked_conduct(conduct, meta)
     before, after = conduct[BEFORE], conduct[AFTER]
     change = after.difference(before, CHEATING, twin=TWIN)
     rates = {arm: conduct[arm].rate(CHEATING, twin=TWIN) for arm in (BEFORE, AFTER)}

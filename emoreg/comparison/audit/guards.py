@@ -5,12 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from emoreg.comparison.audit.case import AFTER, BEFORE, DISTRESS, Case
+from emoreg.comparison.audit.case import (
+    AFTER,
+    BEFORE,
+    CONTROL,
+    DISTRESS,
+    PERSISTED,
+    Case,
+)
 from emoreg.statistics.bootstrap import bootstrap_ratio
 from emoreg.validation.check import Check, Figure
 
 KL_BUDGET, RELAPSE = 0.05, 0.5
-CONTROL, PERSISTED = "control", "persisted"
 
 
 def guard_checks(case: Case) -> list[Check]:

@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from emoreg.comparison.audit.case import AFTER, BEFORE, DISTRESS, SIGNS, Case
-from emoreg.statistics.bootstrap import (
-    Interval,
-    Intervals,
-    bootstrap_mean,
-    bootstrap_ratio,
+from emoreg.comparison.audit.case import (
+    AFTER,
+    BEFORE,
+    DISTRESS,
+    PERSISTED,
+    SIGNS,
+    Case,
 )
+from emoreg.statistics.bootstrap import Interval, Intervals, bootstrap_mean
 from emoreg.validation.check import Check, Curves, Figure
 
 MEDIAN_LEFT, MEDIAN_BOUND, WORST_LEFT = 0.4, 0.6, 0.75
@@ -44,7 +45,9 @@ def _of_family(case: Case, family: str) -> list[Check]:
             f"Held-out twins, {', '.join(emotions)}, mean over the audit layers "
             f"{', '.join(map(str, case.split.audit_layers))}; share of the slope that "
             "is left, by reader, where the base slope on other prompts exceeds three "
-            "standard errors. Interval: cluster bootstrap over prompts."
+            "standard errors and on these has the same sign. What is turned round is "
+            "left as well: the distance from 0 counts. Interval: cluster bootstrap "
+            "over prompts."
         ),
     )
     upper = replace(blank, name=f"E1 {short}, upper bound")
@@ -54,18 +57,13 @@ def _of_family(case: Case, family: str) -> list[Check]:
         name=f"E4 {short}, networks",
         question=f"Do small networks fitted on other texts still see {family}?",
     )
-    readers = case.admitted(emotions)
-    if not readers:
+    left = case.shares(case.admitted(emotions), emotions)
+    if not left:
         said = "by no audit reader does the base model have a slope to lower"
         return [replace(check, not_run=said) for check in (blank, upper, worst, bent)]
-    after, before = (
-        case.by_reader(case.slopes[arm].slope, readers=readers, emotions=emotions)
-        for arm in (AFTER, BEFORE)
-    )
-    left = bootstrap_ratio(after, before, seed=case.seed, n_resamples=case.n_resamples)
-    each = [share_left(left.at(i), reader=r) for i, r in enumerate(readers)]
-    median, bound = _median(left)
-    others = [reader for reader in case.readers if reader not in readers]
+    each = [share_left(found.at(0), reader=r) for r, found in left.items()]
+    median, bound = _median([*left.values()])
+    others = [reader for reader in case.readers if reader not in left]
     networks = [f for f in each if f.reader.startswith(NONLINEAR)]
     return [
         replace(
@@ -74,8 +72,8 @@ def _of_family(case: Case, family: str) -> list[Check]:
             notes=(_differences(case, emotions, others),) if others else (),
         ),
         _judged(upper, [bound], MEDIAN_BOUND),
-        _judged(worst, sorted(each, key=lambda f: -f.value), WORST_LEFT),
-        _judged(bent, sorted(networks, key=lambda f: -f.value), MEDIAN_BOUND)
+        _judged(worst, _most_left(each), WORST_LEFT),
+        _judged(bent, _most_left(networks), MEDIAN_BOUND)
         if networks
         else replace(bent, not_run="no network has a base slope to lower"),
     ]
@@ -89,27 +87,39 @@ def _judged(blank: Check, figures: Sequence[Figure], threshold: float) -> Check:
 
 
 def share_left(left: Interval, *, reader: str, layer: int | None = None) -> Figure:
-    """Return the share of a slope that is left, as a figure."""
+    """Return the share of a slope that is left, as a figure.
+
+    Below 0 the slope was turned round, which is no less of one.
+    """
     return Figure.of(
         "share of the slope left",
         left,
         reader=reader,
         layer=layer,
-        lower_is_better=True,
+        from_zero=True,
     )
 
 
-def _median(left: Intervals) -> tuple[Figure, Figure]:
-    """Return the median reader's share, over shared resamples, and its upper end."""
-    assert left.resamples is not None
-    low, high = np.quantile(np.median(left.resamples, axis=1), (0.025, 0.975))
+def _most_left(figures: Sequence[Figure]) -> list[Figure]:
+    """Return the figures, the one with the most left first, whichever its sign."""
+    return sorted(figures, key=lambda figure: -abs(figure.value))
+
+
+def _median(left: Sequence[Intervals]) -> tuple[Figure, Figure]:
+    """Return the median reader's share, over shared resamples, and its upper end.
+
+    Of sizes: the median of 1 and -1 is not that nothing is left.
+    """
+    shares = np.array([float(found.estimate[0]) for found in left])
+    drawn = np.stack([np.asarray(found.resamples)[:, 0] for found in left])
+    low, high = np.quantile(np.median(np.abs(drawn), axis=0), (0.025, 0.975))
     median = Figure(
         name="share left, median reader",
-        value=float(np.median(left.estimate)),
+        value=float(np.median(np.abs(shares))),
         low=float(low),
         high=float(high),
-        count=left.n,
-        lower_is_better=True,
+        count=left[0].n,
+        from_zero=True,
     )
     name = "upper end of the median's interval"
     return median, replace(median, name=name, value=float(high), low=None, high=None)
@@ -169,27 +179,19 @@ def every_layer(case: Case) -> Check:
         method=(
             f"{DISTRESS} by the reader {reader!r} at each measured layer from the "
             "first loss layer on where the base slope exceeds three standard errors; "
-            "the largest share left."
+            "the share left that is furthest from 0."
         ),
     )
     figures = []
     for layer in table.layers:
         if layer < min(case.split.loss_layers):
             continue
-        if reader not in case.admitted(emotions, [layer]):
-            continue
-        after, before = (
-            case.pooled(
-                case.slopes[arm].slope, reader=reader, emotions=emotions, layers=[layer]
-            )[:, None]
-            for arm in (AFTER, BEFORE)
-        )
-        how: Any = {"seed": case.seed, "n_resamples": case.n_resamples, "keep": False}
-        left = bootstrap_ratio(after, before, **how).at(0)
-        figures.append(share_left(left, reader=reader, layer=layer))
+        admitted = {reader} & {*case.admitted(emotions, [layer])}
+        left = case.shares([*admitted], emotions, [layer])
+        figures += [share_left(x.at(0), reader=r, layer=layer) for r, x in left.items()]
     if not figures:
         return replace(blank, not_run="the base model has no slope at any layer")
-    return _judged(blank, sorted(figures, key=lambda f: -f.value), WORST_LEFT)
+    return _judged(blank, _most_left(figures), WORST_LEFT)
 
 
 def success_kept(case: Case) -> Check:
@@ -282,18 +284,21 @@ def calm_level(case: Case) -> Check:
 
 
 def against_arms(case: Case) -> list[Check]:
-    """Return E14: does the training exceed each other arm, the placebos above all?"""
+    """Return E14: does the training exceed each rival, the placebos above all?
+
+    `persisted` is none: what it keeps is E12's question.
+    """
     found = []
     emotions = case.members(DISTRESS)
-    for arm in case.arms:
-        readers = case.admitted(emotions) or case.readers[:1]
+    readers = case.admitted(emotions) or case.readers[:1]
+    for arm in (arm for arm in case.arms if arm != PERSISTED):
         both = [
             case.by_reader(
                 case.slopes[name].slope, readers=readers, emotions=emotions
             ).mean(axis=1)
             for name in (AFTER, arm)
         ]
-        found.append(_beyond(case, arm, both[0] - both[1]))
+        found.append(_beyond(case, arm, np.stack(both, axis=1)))
     if not any(arm.startswith("placebo") for arm in case.arms):
         found.append(
             Check(
@@ -306,16 +311,29 @@ def against_arms(case: Case) -> list[Check]:
     return found
 
 
-def _beyond(case: Case, arm: str, gap: Float[np.ndarray, " prompt"]) -> Check:
-    beyond = bootstrap_mean(gap[:, None], seed=case.seed, keep=False).at(0)
+def _beyond(case: Case, arm: str, both: Float[np.ndarray, "prompt 2"]) -> Check:
+    """Return whether the slope after is smaller in size than the arm's.
+
+    In size: a slope that is turned round is not below another one.
+    """
+    drawn = bootstrap_mean(both, seed=case.seed, n_resamples=case.n_resamples)
+    after, other = np.abs(np.asarray(drawn.resamples)).T
+    low, high = np.quantile(after - other, (0.025, 0.975))
+    sizes = np.abs(drawn.estimate)
+    beyond = Interval(
+        estimate=float(sizes[0] - sizes[1]),
+        low=float(low),
+        high=float(high),
+        n=drawn.n,
+    )
     headline = Figure(
-        name=f"upper end of slope after minus slope of {arm}, sigma_ref",
+        name=f"upper end of size of slope after minus that of {arm}, sigma_ref",
         value=beyond.high,
         count=beyond.n,
         lower_is_better=True,
     )
     gap_figure = Figure.of(
-        f"slope after minus slope of {arm}",
+        f"size of the slope after minus that of {arm}",
         beyond,
         lower_is_better=True,
     )

@@ -127,8 +127,11 @@ def _mask(case: Case) -> Check:
     columns = [i for i, emotion in enumerate(names) if emotion in lowered]
     if not columns:
         return replace(_MASK, not_run="they have no emotion that a loss lowers")
-    layers = before.names["vector_layers"]
-    rows = [layers.index(layer) for layer in case.split.audit_layers]
+    # Files of earlier versions lack them: their vectors had the same layers.
+    layers = before.names.get("masked_layers", before.names["vector_layers"])
+    rows = [layers.index(i) for i in case.split.audit_layers if i in layers]
+    if not rows:
+        return replace(_MASK, not_run="they have none of the audit's layers")
     spread = (before.masked[:, 0] - before.masked[:, 1]).std(0, ddof=1)
     moved = (after.masked - before.masked) / spread[None, None]
     each = moved[:, :, rows][..., columns].mean((2, 3)).astype(np.float64)

@@ -44,7 +44,7 @@ class Evidence:
     """What steering with those adds to the own word's log-probability, over others'."""
     neutral_loss: Float[np.ndarray, " text"]
     """Mean loss per token of neutral text, nat."""
-    masked: Float[np.ndarray, "prompt version layer hidden"] | None = None
+    masked: Float[np.ndarray, "prompt version masked_layer hidden"] | None = None
     """Projections on deflection vectors at decision tokens; None without a file."""
     outcome_said: Float[np.ndarray, "prompt version"] | None = None
     """Log-likelihood per token of saying that it failed over that it worked, asked
@@ -54,7 +54,7 @@ class Evidence:
     """
     names: dict[str, list[Any]] = field(default_factory=dict)
     """Labels of the axes: prompts, layers (of the streams), words, templates, readers,
-    vector_layers, emotions, steered, strengths, masked_emotions."""
+    vector_layers, emotions, steered, strengths, masked_emotions, masked_layers."""
     meta: dict[str, Any] = field(default_factory=dict)
     """JSON-able: model, adapter, hash of the vectors, corpus."""
 

@@ -10,6 +10,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from emoreg.behavior.provenance import adapter_hash
 from emoreg.comparison.evidence.decisions import Decisions, read_decisions
 from emoreg.comparison.evidence.evidence import Evidence
 from emoreg.comparison.evidence.honesty import answers
@@ -128,6 +129,7 @@ def _gathered(
         "steered": steered,
         "strengths": strengths,
         "masked_emotions": hidden,
+        "masked_layers": [] if deflection is None else list(deflection.layers),
     }
     single: dict[str, Any] = {
         name: x if x is None else np.asarray(x, np.float32)
@@ -145,6 +147,7 @@ def _meta(subject: Subject, deflection: EmotionVectors | None) -> dict[str, Any]
     return {
         "model": model_name(subject.model),
         "adapter": adapter_name(subject.model),
+        "adapter_hash": adapter_hash(subject.model),
         "vectors_hash": vectors.hash,
         "corpus_hash": subject.corpus.hash(),
         "deflection_hash": None if deflection is None else deflection.hash,
@@ -181,7 +184,7 @@ def _judged(subject: Subject) -> list[str]:
 
 def _masked(
     tested: Decisions, deflection: EmotionVectors | None
-) -> tuple[Float[np.ndarray, "prompt version layer emotion"] | None, list[str]]:
+) -> tuple[Float[np.ndarray, "prompt version masked_layer hidden"] | None, list[str]]:
     """Return projections on deflection vectors at decision tokens."""
     if deflection is None:
         return None, []
