@@ -245,6 +245,30 @@ def test_missing_parts_are_noted():
     )
 
 
+def test_missing_assistant_readings_are_noted_and_lose_nothing_else():
+    def silent(prompts: int):
+        table = measured(n_prompts=12, scale=0.3)
+        rows = table.segments.to_pylist()
+        names = sorted({row["prompt"] for row in rows})[:prompts]
+        for place, row in enumerate(rows):
+            if row["position"] == "assistant" and row["prompt"] in names:
+                table.values[place] = np.nan
+        return compare(measured(n_prompts=12), table, **FEW)
+
+    whole, some, none = (silent(count) for count in (0, 9, 12))
+    assert not any("Assistant tokens" in note for note in whole.notes)
+    assert any("leave out 9 prompts" in note for note in some.notes)
+    assert none.assistant is None
+    assert any("No table for Assistant tokens" in note for note in none.notes)
+    for found in (some, none):
+        assert found.verdict == whole.verdict
+
+
+def test_resamples_are_as_many_as_are_asked_for():
+    found = compare(measured(), measured(scale=0.3), n_resamples=300)
+    assert {len(own.resamples) for own in found.cliffs.values()} == {300}
+
+
 def test_prompts_with_missing_readings_are_dropped_everywhere():
     after = measured(n_prompts=12, scale=0.3)
     after.values[0] = np.nan

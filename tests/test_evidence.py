@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import emoreg
 from emoreg.cli import main
+from emoreg.comparison.evidence.decisions import log_probs
 from emoreg.comparison.evidence.evidence import Evidence, beside
 from emoreg.comparison.evidence.gather import gather_evidence
 from emoreg.comparison.evidence.honesty import FAILED, FEELING, OUTCOME, WORKED
 from emoreg.comparison.guards import story_accuracy
 from emoreg.comparison.measure import measure
+from emoreg.residual.capture import capture
 from emoreg.residual.store import ActivationStore
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
 from emoreg.vectors.corpus import Corpus
@@ -172,6 +174,41 @@ def test_doses_and_stories_are_those_of_numpy(
     assert ours == pytest.approx(float(np.mean(slopes)), rel=1e-2, abs=1e-3)
     assert set(np.unique(found.story_hits)) <= {0.0, 1.0}
     assert len(found.story_hits) == 4 * len(EMOTIONS)
+
+
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [
+        ("gemma2", {"final_logit_softcapping": 2.0}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("llama", {}),
+    ],
+)
+def test_next_words_are_those_of_the_forward_pass(
+    family: str, setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = AutoConfig.for_model(family, vocab_size=200, **sizes, **heads, **setting)
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)  # logits of some size
+    ids, tokens = torch.arange(3, 20)[None], [5, 9, 11]
+    with torch.no_grad(), capture(model, [2]) as captured:
+        said = model(input_ids=ids).logits[0].log_softmax(-1)[:, tokens]
+        last = captured[2][0]
+    torch.testing.assert_close(log_probs(model, last, tokens), said)
+    forward = type(model).forward
+
+    def another(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = forward(self, *args, **kwargs)
+        out.logits = 0.5 * out.logits
+        return out
+
+    monkeypatch.setattr(type(model), "forward", another)  # what no setting tells of
+    assert log_probs(model, last, tokens).isnan().all()
 
 
 def test_another_model_gives_other_evidence_and_the_same_one_the_same(

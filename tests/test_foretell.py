@@ -120,6 +120,15 @@ def test_areas_are_sklearns() -> None:
     assert (result.attempts, result.cheating) == (len(cheats), sum(cheats))
 
 
+def test_layers_of_the_plan_that_were_not_measured_are_left_out() -> None:
+    episodes = played(0)
+    readings = read(episodes, told=0.5)
+    for planned, wanted in (([18, 24], (18,)), ([24], LAYERS)):
+        meta = {"layer_plan": {"audit": planned}}
+        found = foretell(replace(readings, meta=meta), episodes, FAMILIES)
+        assert found.layers == wanted
+
+
 def test_intervals_cover_where_rows_of_a_cluster_are_alike() -> None:
     hits, naive, truth = [], [], 0.5
     for seed in range(150):

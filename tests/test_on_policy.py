@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import seam_cases as cases
+import torch
 from comparison_tables import FAMILIES, synthetic
+from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
 from emoreg.cli import main
@@ -127,6 +129,36 @@ def test_a_run_that_was_cut_off_ends_in_the_same_files(
         names = (tmp_path / f"{name}.{kind}" for name in ("whole", "cut"))
         whole, cut_off = (name.read_bytes() for name in names)
         assert whole == cut_off
+
+
+def test_a_trainers_dropout_is_off_while_it_writes(
+    tmp_path: Path, model: Callable[[], Any], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5)
+    tuned: Any = get_peft_model(model(), config)
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    tuned.train()
+    given = (tuned, tokenizer, cases.twins(3), cases.make_vectors())
+    twice = [
+        measure_on_policy(*given, out=tmp_path / f"{name}.parquet", **SIZES, quiet=True)
+        for name in "ab"
+    ]
+    assert twice[0].meta["text_hash"] == twice[1].meta["text_hash"]
+    np.testing.assert_array_equal(twice[0].values, twice[1].values)
+    assert tuned.training
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():  # control: dropout is there
+        assert not torch.equal(tuned(ids).logits, tuned(ids).logits)
+
+
+def test_somebodys_own_files_are_left_where_they_are(made: Any, tmp_path: Path) -> None:
+    (tmp_path / "t.replies").mkdir()
+    (tmp_path / "t.replies" / "mine.txt").write_text("kept")
+    made()
+    assert [f.name for f in (tmp_path / "t.replies").iterdir()] == ["mine.txt"]
 
 
 class Scripted:

@@ -201,6 +201,35 @@ def test_tables_of_another_run_are_not_taken(
     assert "another `adapter_weights`" in capsys.readouterr().err
 
 
+def test_tables_of_another_base_are_not_taken(
+    folder: Path, capsys: pytest.CaptureFixture[str], tiny_model: Callable[[str], Any]
+) -> None:
+    arguments = command(folder, "--checkpoints", str(folder / "run"))
+    arguments += ["--out", str(folder / "strip")]
+    assert main(arguments) == 0
+    model = cases.lively(tiny_model("llama"))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1.01)
+    model.save_pretrained(folder / "model")  # other weights under the same name
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "another `base_weights`" in capsys.readouterr().err
+
+
+def test_guards_that_are_asked_for_later_are_measured(folder: Path) -> None:
+    adapter = ["--adapter", str(folder / "run" / "checkpoint-5")]
+    arguments = [*command(folder, *adapter), "--out", str(folder / "report")]
+    tables = folder / "report" / "tables"
+
+    def guards() -> list[dict[str, Any]]:
+        return [Readings.load(t).meta["guards"] for t in sorted(tables.glob("*"))]
+
+    assert main(arguments) == 0
+    assert guards() == [{}, {}]
+    assert main([*arguments, "--guards"]) == 0
+    assert all(guards())
+
+
 def test_a_model_is_compared_with_itself_and_its_adapter(folder: Path) -> None:
     out = folder / "report"
     adapter = ["--adapter", str(folder / "run" / "checkpoint-5")]

@@ -89,12 +89,15 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
+    from emoreg.losses.presets import check_same_vectors
     from emoreg.training.reference import Reference
     from emoreg.vectors.emotion_vectors import EmotionVectors
 
     samples = _samples(options)  # refused before anything is loaded
     vectors = EmotionVectors.load(options.vectors)
     reference = Reference.load(options.reference) if options.reference else None
+    if reference is not None:  # before guards and evidence, which take long
+        check_same_vectors(reference, vectors)
     prompts = prompts_of(options)
     asked = read_benchmarks(options)
     loaded = load(options)

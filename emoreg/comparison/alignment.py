@@ -15,7 +15,13 @@ from emoreg.vectors.twins import TwinDifferences
 
 AUDIT_READER = "logistic"
 GROUPS = ("audit", "near", "loss", "monitor")
+FEWEST = 2
+"""Prompts that any comparison needs."""
 _RESERVED = ("before", "after")
+
+
+FEWEST = 2
+"""Prompts that any comparison needs."""
 
 
 @final
@@ -181,9 +187,10 @@ def on_common_prompts(
         rows = [twin.prompts.index(prompt) for prompt in first.prompts]
         ordered[name] = twin, rows
         complete &= np.isfinite(twin.values[rows]).all(axis=(1, 2, 3))
-    if complete.sum() < 2:
+    if complete.sum() < FEWEST:
         raise ValueError(
-            "A comparison needs at least 2 prompts with readings in every arm, found "
+            f"A comparison needs at least {FEWEST} prompts with readings in every arm, "
+            "found "
             f"{int(complete.sum())} of {len(complete)} at position {position!r}; "
             "measure more twins, or leave out emotions that were not read."
         )
@@ -266,7 +273,16 @@ def _assistant(
     if not all(_holds(table, position) for table in tables.values()):
         notes.append("Assistant tokens were not read in every arm: no table for them.")
         return None, None
-    twins, _ = on_common_prompts(tables, position)
+    try:
+        twins, dropped = on_common_prompts(tables, position)
+    except ValueError as error:  # the decision token's figures stand all the same
+        notes.append(f"No table for Assistant tokens. {error}")
+        return None, None
+    if dropped:
+        notes.append(
+            f"Figures over Assistant tokens leave out {dropped} prompts without "
+            "readings there in some arm."
+        )
     levels = {name: levels_of(twin, units, families) for name, twin in twins.items()}
     if gate is not None and _holds(gate, position):
         own, _ = on_common_prompts({"gate": gate}, position)

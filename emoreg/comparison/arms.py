@@ -9,8 +9,10 @@ from typing import Any, final
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from emoreg.behavior.provenance import weights_hash
 from emoreg.comparison.measure import measure, prompts_hash
 from emoreg.comparison.readings import Readings
+from emoreg.residual.layers import model_name
 from emoreg.training.adapters import with_adapter
 from emoreg.training.reference import Reference
 from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -44,22 +46,32 @@ class Measuring:
 
         Raises:
             ValueError: If a table is there that was measured with other vectors,
-                prompts or reference, of another adapter, or an adapter doesn't fit.
+                prompts or reference, of another model or adapter, or an adapter
+                doesn't fit.
         """
+        own: dict[str, Any] = {
+            "model": model_name(model),
+            "dtype": str(next(model.parameters()).dtype),
+            "base_weights": weights_hash(model),
+            "adapter_weights": None,
+        }
         base = folder / f"{BASE}.parquet"
-        found = {BASE: self._known(base, None) or self._measured(model, base, None)}
+        found = {BASE: self._known(base, own) or self._measured(model, base, own)}
         for arm, adapter in adapters.items():
-            path, weights = folder / f"{arm}.parquet", _weights_hash(adapter)
-            known = self._known(path, weights)
+            path = folder / f"{arm}.parquet"
+            own["adapter_weights"] = _weights_hash(adapter)
+            known = self._known(path, own)
             if known is not None:
                 found[arm] = known
                 continue
             tuned: Any = with_adapter(model, adapter)
-            found[arm] = self._measured(tuned, path, weights)
+            found[arm] = self._measured(tuned, path, own)
             model = tuned.unload()
         return found
 
-    def _measured(self, model: nn.Module, path: Path, weights: str | None) -> Readings:
+    def _measured(
+        self, model: nn.Module, path: Path, own: Mapping[str, Any]
+    ) -> Readings:
         found = measure(
             model,
             self.tokenizer,
@@ -70,12 +82,15 @@ class Measuring:
             guards=None if self.guard is None else self.guard(model),
             quiet=self.quiet,
         )
-        found.meta["adapter_weights"] = weights
+        found.meta.update(own)
         found.save(path)
         return found
 
-    def _known(self, path: Path, weights: str | None) -> Readings | None:
-        """Return a table of an earlier run, if it is there and one of this."""
+    def _known(self, path: Path, own: Mapping[str, Any]) -> Readings | None:
+        """Return a table of an earlier run, if it is there and one of this.
+
+        One without guard rails, where they are asked for, is measured anew.
+        """
         if not path.is_file():
             return None
         table = Readings.load(path)
@@ -83,7 +98,7 @@ class Measuring:
             "vectors_hash": self.vectors.hash,
             "prompts_hash": prompts_hash(self.prompts),
             "reference_hash": None if self.reference is None else self.reference.hash,
-            "adapter_weights": weights,
+            **own,
         }
         other = [name for name, value in own.items() if table.meta.get(name) != value]
         if other:
@@ -92,7 +107,7 @@ class Measuring:
                 f"`{other[0]}`: {table.meta.get(other[0])}. Choose another --out, or "
                 "delete it"
             )
-        return table
+        return None if self.guard is not None and not table.meta["guards"] else table
 
 
 def _weights_hash(adapter: Path) -> str:

@@ -131,7 +131,11 @@ def _compared(
         assistant_summary=assistant_summary,
         levels=pooled,
         headline_targets=headline,
-        cliffs=_cliffs(pooled, summary, aligned.audit_reader, headline, seed=seed),
+        cliffs=_cliffs(
+            *(pooled, summary, aligned.audit_reader, headline),
+            n_resamples=n_resamples,
+            seed=seed,
+        ),
         prompts=aligned.prompts,
         layers=before.layers,
         emotions=before.emotions,
@@ -237,6 +241,7 @@ def _cliffs(
     reader: str,
     targets: tuple[str, ...],
     *,
+    n_resamples: int,
     seed: int,
 ) -> dict[str, Intervals]:
     """Return Cliff's delta with its interval for a few targets of every arm."""
@@ -246,6 +251,7 @@ def _cliffs(
         arm: bootstrap_cliffs_delta(
             level.failing[:, at[0], at[1]][:, chosen],
             level.passing[:, at[0], at[1]][:, chosen],
+            n_resamples=n_resamples,
             seed=seed,
         )
         for arm, level in levels.items()

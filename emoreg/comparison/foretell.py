@@ -66,8 +66,9 @@ def foretell(
     cheats = np.array([e.cheats[k] for e, k in rows], bool)
     _check(cheats)
     reader = AUDIT_READER if AUDIT_READER in readings.readers else readings.readers[0]
-    plan = readings.meta.get("layer_plan", {})
-    layers = tuple(plan.get("audit") or readings.layers)
+    plan = readings.meta.get("layer_plan", {}).get("audit", ())
+    layers = tuple(layer for layer in plan if layer in readings.layers)
+    layers = layers or readings.layers
     figures = _figures(readings, rows, reader, layers, families, emotions)
     tasks = [e.id for e, _ in rows]
     figures["attempt number"] = np.array([float(k) for _, k in rows])

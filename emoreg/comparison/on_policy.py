@@ -7,6 +7,7 @@ as they are, or the models that are compared would answer different histories.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -20,12 +21,14 @@ from emoreg.comparison.measure import measure, prompts_hash
 from emoreg.comparison.readings import ON_POLICY, Readings
 from emoreg.comparison.samples import Sample
 from emoreg.losses.presets import check_same_vectors
+from emoreg.residual.evaluating import evaluating
 from emoreg.residual.layers import d_model, num_layers
 from emoreg.training.reference import Reference, as_conversations
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.records import TEXT, read_records
 from emoreg.vectors.transcripts import Conversation, Transcript
 from emoreg.vectors.whole_files import write_whole
+from emoreg.writing.journal import NAME as JOURNAL
 from emoreg.writing.journal import Journal
 from emoreg.writing.local import LocalWriter
 from emoreg.writing.replies import Asked, missing_replies
@@ -100,7 +103,8 @@ def measure_on_policy(
     drawn = {"samples": samples, "tokens": tokens, "seed": seed}
     kept = out.with_name(f"{out.stem}.replies")
     told: Any = {**drawn, "about": about, "quiet": quiet}
-    written = write_turns(writer, tokenizer, asked, kept, **told)
+    with evaluating(model):  # a trainer leaves its dropout on
+        written = write_turns(writer, tokenizer, asked, kept, **told)
     written.save(out.with_name(f"{out.stem}.conversations.jsonl"))
     how: Any = {"reference": reference, "arm": arm, "guards": guards, "quiet": quiet}
     parts: Any = (model, tokenizer, written.conversations, vectors)
@@ -267,6 +271,6 @@ def _cleaned(reply: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _forget(folder: Path) -> None:
     """Remove the kept replies, once all that was made of them is written."""
-    for file in folder.glob("*"):
-        file.unlink()
-    folder.rmdir()
+    (folder / JOURNAL).unlink()
+    with suppress(OSError):  # other files are somebody's own
+        folder.rmdir()

@@ -1,5 +1,6 @@
 """Decision tokens of twins: the residual stream, and the words that come next."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emoreg.residual.capture import capture
+from emoreg.residual.evaluating import evaluating
 from emoreg.residual.layers import d_model, final_norm, num_layers, unwrapped
 from emoreg.residual.pooling import read_spans
 from emoreg.validation.subject import Subject
 from emoreg.vectors.reading import turn_passages
 from emoreg.vectors.transcripts import Conversation
 from emoreg.vectors.twins import SegmentColumns, average_rounds, pair_twins
+
+READ_OUT_ERROR = 0.1
+"""Mean error of log-probabilities, as a share of their spread, that is put down to the
+model's precision."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -80,14 +89,49 @@ def read_decisions(
 def log_probs(
     model: Any, last: Float[Tensor, "segment d_model"], tokens: Sequence[int]
 ) -> Float[Tensor, "segment token"]:
-    """Return log-probabilities of `tokens` from the last block's output."""
+    """Return log-probabilities of `tokens` from the last block's output.
+
+    By the final norm and the head, with what the configuration says is done to logits
+    after it. NaN where that isn't what the model itself says (`_speaks_for`).
+    """
     base: Any = unwrapped(model)
     head, norm = base.get_output_embeddings(), final_norm(base)
-    if head is None or norm is None:
+    if head is None or norm is None or not _speaks_for(base, head, norm):
         return torch.full((len(last), len(tokens)), torch.nan)
     found = []
     for part in last.split(64):  # a whole vocabulary for each row
-        given = part.to(head.weight.device, head.weight.dtype)
-        logits = head(norm(given)).float()
-        found.append(logits.log_softmax(-1)[:, list(tokens)].cpu())
+        logs = _read_out(base, head, norm, part)
+        found.append(logs[:, list(tokens)].cpu())
     return torch.cat(found)
+
+
+def _read_out(
+    base: Any, head: Any, norm: Any, last: Float[Tensor, "row d_model"]
+) -> Float[Tensor, "row vocab"]:
+    """Return log-probabilities of the whole vocabulary."""
+    logits = head(norm(last.to(head.weight.device, head.weight.dtype))).float()
+    config: Any = base.config.get_text_config()
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    return (cap * (logits / cap).tanh() if cap else logits).log_softmax(-1)
+
+
+def _speaks_for(base: Any, head: Any, norm: Any) -> bool:
+    """Whether the read-out is what the model's own forward pass gives, on a few tokens.
+
+    Models do more to logits than can be known here.
+    """
+    ids = torch.arange(1, 9, device=next(base.parameters()).device)[None]
+    last = num_layers(base) - 1
+    with evaluating(base), capture(base, [last]) as captured:
+        said = base(input_ids=ids).logits[0].float().log_softmax(-1)
+        mine = _read_out(base, head, norm, captured[last][0])
+    error = (mine.to(said.device) - said).abs().mean()
+    alike = bool(error < READ_OUT_ERROR * said.std())
+    if not alike:
+        _log.warning(
+            "the model's own words are left out: its logits are not what its final "
+            "norm and head give"
+        )
+    return alike

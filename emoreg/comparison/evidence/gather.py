@@ -22,6 +22,7 @@ from emoreg.comparison.evidence.meaning import (
     word_gains,
 )
 from emoreg.comparison.measure import adapter_name
+from emoreg.residual.evaluating import evaluating
 from emoreg.residual.layers import LayerPlan, d_model, model_name, num_layers
 from emoreg.residual.store import ActivationStore
 from emoreg.training.reference import as_conversations
@@ -167,7 +168,7 @@ def neutral_loss(subject: Subject) -> Float[np.ndarray, " text"]:
     model: Any = subject.model
     device, found = next(model.parameters()).device, []
     texts = subject.corpus.neutral("test")
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for passage in tqdm(texts, desc="Neutral text", disable=subject.quiet):
             ids = torch.tensor([neutral_ids(subject.tokenizer, passage)], device=device)
             logits = model(input_ids=ids).logits[0, :-1].float()
