@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 
 from emoreg.training.outcomes.feedback import (
     Outcome,
@@ -13,6 +14,7 @@ from emoreg.training.outcomes.feedback import (
     parse_feedback,
     validate_outcome,
 )
+from emoreg.training.outcomes.sources import Reward
 from emoreg.vectors.corpus import Corpus
 
 FAILING = {
@@ -309,3 +311,55 @@ def test_outcomes_of_another_type_are_refused() -> None:
 def test_a_long_text_is_read_quickly() -> None:
     text = "x" * 20_000 + "\n" + "word: " * 4_000 + "\n" + json.dumps([1] * 4_000)
     assert parse_feedback(text + "\n1 failed, 4 passed").failure == 1.0
+
+
+REPORT = {"failed": 2, "passed": 3, "cases": [{"name": "a", "status": "failed"}]}
+
+
+@pytest.mark.parametrize("before", ["", "\ntool\n", "Here it is.\n\n"])
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("failed", [0, 2])
+def test_json_of_any_layout_is_read_behind_a_role(
+    before: str, indent: int | None, failed: int
+) -> None:
+    found = {**REPORT, "failed": failed, "cases": []}
+    text = f"{before}{json.dumps(found, indent=indent)}\n"
+    assert parse_feedback(text).failure == float(failed > 0)
+
+
+def test_a_part_of_a_list_is_no_report() -> None:
+    cases = [{"name": "a", "failed": 3}, {"name": "b", "failed": 0}]
+    for indent in (2, None):
+        assert parse_feedback(json.dumps(cases, indent=indent)).failure is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"a":' * 20_000, f"{'9' * 5000} failed", f"exit code {'1' * 5000}"),
+        *("\n" * 8_000, "  \n" * 8_000, "=" * 8_000, "- " * 8_000),
+    ],
+    ids=["deep", "many digits", "large code", "blank", "blanks", "rule", "dashes"],
+)
+def test_what_nobody_means_ends_no_run(text: str) -> None:
+    parse_feedback(text)
+
+
+def test_rewards_that_are_not_known_are_no_rivals() -> None:
+    unknown = float("nan")
+
+    def ranks(*scores: float | int) -> list[float]:
+        given = torch.tensor(scores, dtype=torch.float32)[:, None]
+        return Reward().failures(given, ["r"], torch.ones(1), len(scores)).tolist()
+
+    assert ranks(1, unknown, unknown, 0) == pytest.approx(
+        [0, unknown, unknown, 1], nan_ok=True
+    )
+    assert ranks(0.5, 0.5, unknown, unknown) == pytest.approx(
+        [unknown] * 4, nan_ok=True
+    )
+    assert ranks(unknown, 0.5, 0.5, unknown) == pytest.approx(
+        [unknown] * 4, nan_ok=True
+    )
+    assert ranks(unknown, 0.5) == pytest.approx([unknown] * 2, nan_ok=True)
+    assert ranks(3, 1, 2, 1) == pytest.approx([0, 2.5 / 3, 1 / 3, 2.5 / 3], nan_ok=True)

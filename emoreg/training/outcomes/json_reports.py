@@ -41,6 +41,9 @@ _STRONG: Final = frozenset(
     )
 )
 
+_OBJECT: Final = re.compile(r"^[ \t]*\{", re.MULTILINE)
+_DECODER: Final = json.JSONDecoder()
+
 
 def _key_words(key: str) -> str:
     """Return a key as lower-case words: `isError`, `exit-code` -> `is error`, ..."""
@@ -101,18 +104,24 @@ def _votes(content: Mapping[str, Any], depth: int = 0) -> Iterator[bool | None]:
 
 
 def _objects(text: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the JSON objects that are the text, a fenced block, or lines of it."""
-    fenced = re.findall(r"```(?:json)?\s*\n(.*?)```", text, flags=re.DOTALL)
-    for block in (text, *fenced, *text.split("\n")):
-        if block.strip().startswith("{"):
-            try:
-                value = json.loads(block)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                yield value
-                if block is text:
-                    return
+    """Yield the JSON objects that stand on lines of their own, one line or several.
+
+    Of several lines only where nothing is before it in its first one: else it is a
+    part of something that is no object.
+    """
+    text, end = text.strip(), 0
+    for start in _OBJECT.finditer(text):
+        at = start.end() - 1
+        if at < end:  # inside the one before
+            continue
+        try:
+            value, stop = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            continue
+        indented = at > start.start() and "\n" in text[at:stop]
+        if not indented and not text[stop:].partition("\n")[0].strip():
+            end = stop
+            yield value
 
 
 def json_report(text: str) -> bool | None:

@@ -41,6 +41,9 @@ _BEYOND: Final = re.compile(
     r"|(?:\w+ )?not (?:met|satisfied|fulfilled|reached|kept)"
 )
 
+_DIGITS: Final = 9
+"""Of a count: no tool counts further, and thousands of them are no number to Python."""
+
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # A statement is a line or a sentence of it. Semicolons part the counts of some tools.
 _BREAK: Final = re.compile(r"\n|(?<=[.;!?])\s+")
@@ -99,7 +102,7 @@ _PART: Final = re.compile(
     re.IGNORECASE,
 )
 _ONLY_COUNTS: Final = re.compile(
-    rf"^\W*(?:\[\s*\d+%\]|{_KINDS}\b|all|ok)?\W*\d+\s+(?:{_KINDS}\s+)?(?:passed|passing)\b"
+    rf"^\W*(?:(?:\[\s*\d+%\]|{_KINDS}\b|all|ok)\W*)?\d+\s+(?:{_KINDS}\s+)?(?:passed|passing)\b"
     r"(?:\s*,\s*\d+\s+\w+)*(?:\s+in\b.*|\s*\([^)]*\))?\W*$",
     re.IGNORECASE,
 )
@@ -109,13 +112,14 @@ _UNITTEST: Final = re.compile(
 _PHPUNIT: Final = re.compile(r"^OK \(\d+ tests?, \d+ assertions?\)", re.MULTILINE)
 
 _TAP: Final = re.compile(
-    r"^\s*(not ok|ok)(?: \d+)? - (?!.*# ?(?:todo|skip))", re.MULTILINE | re.IGNORECASE
+    r"^[ \t]*(not ok|ok)(?: \d+)? - (?!.*# ?(?:todo|skip))",
+    re.MULTILINE | re.IGNORECASE,
 )
 _TAP_PLAN: Final = re.compile(r"^1\.\.\d+\s*$", re.MULTILINE)
 _TAP_BARE: Final = re.compile(
     r"^(not ok|ok) \d+ (?!.*# ?(?:todo|skip))", re.MULTILINE | re.IGNORECASE
 )
-_GO_FAIL: Final = re.compile(r"^(?:\s*--- FAIL: |FAIL\b(?:\t|$))", re.MULTILINE)
+_GO_FAIL: Final = re.compile(r"^(?:[ \t]*--- FAIL: |FAIL\b(?:\t|$))", re.MULTILINE)
 _GO_PASS: Final = re.compile(
     r"^(?:ok\s+\S+\s+(?:\(cached\)|[\d.]+s)|PASS$)", re.MULTILINE
 )
@@ -158,10 +162,10 @@ _SUCCESS_LINE: Final = re.compile(
     r"build succeeded|compiled successfully|success: no issues found\b.*)\W*$",
     re.IGNORECASE,
 )
-_MARK: Final = re.compile(r"^\s*([✓✔✅]|[✗✘✕✖❌])\s*\S", re.MULTILINE)
+_MARK: Final = re.compile(r"^[ \t]*([✓✔✅]|[✗✘✕✖❌])[ \t]*\S", re.MULTILINE)
 
 _CRASH: Final = re.compile(
-    r"^\s*Traceback \(most recent call last\):"
+    r"^[ \t]*Traceback \(most recent call last\):"
     r"|^(?:E\s+|Uncaught )?(?:[a-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception)(?::\s|\s*$)"
     r"|^panic: |^thread '.*' panicked at|^Segmentation fault|\(core dumped\)\s*$"
     r"|^(?:\S+: )?fatal(?: error)?: |^error(?:\[E\d+\])?: |^npm ERR! |^##\[error\]"
@@ -218,7 +222,7 @@ def exit_status(text: str) -> bool | None:
 
 def _numbers(pattern: re.Pattern[str], part: str) -> list[int]:
     return [
-        int(number)
+        int(number[:_DIGITS])
         for match in pattern.finditer(part)
         for number in match.groups()
         if number is not None
@@ -230,11 +234,11 @@ def _counts(part: str) -> tuple[list[int], list[int]]:
     failed = _numbers(_COUNT_FAILED, part)
     if _ERRORS_SUMMARY.search(part):
         failed += [
-            0 if match.group(1).lower() == "no" else int(match.group(1))
+            0 if match.group(1).lower() == "no" else int(match.group(1)[:_DIGITS])
             for match in _COUNT_ERRORS.finditer(part)
         ]
     for passed, total in _PART.findall(part):
-        failed.append(int(total) - int(passed))
+        failed.append(int(total[:_DIGITS]) - int(passed[:_DIGITS]))
     return failed, _numbers(_COUNT_PASSED, _PART.sub("", part))
 
 

@@ -168,10 +168,16 @@ def _label(outcome: Outcome) -> str:
 def _worse_in_group(
     scores: Float[Tensor, "group rollout"],
 ) -> Float[Tensor, "group rollout"]:
-    """Return the share of the others that score better; ties count half."""
+    """Return the share of the others that score better; ties count half.
+
+    Among rollouts with a score: NaN is no rival, and where all others lack one, or
+    score alike, there is no rank.
+    """
+    known = ~scores.isnan()
     better = (scores.unsqueeze(1) > scores.unsqueeze(2)).float()
     same = (scores.unsqueeze(1) == scores.unsqueeze(2)).float()
-    others = max(1, scores.shape[1] - 1)
+    others = (known.sum(1, keepdim=True) - 1).clamp(min=1)
     rank = (better.sum(2) + 0.5 * (same.sum(2) - 1)) / others
-    flat = (scores == scores[:, :1]).all(1, keepdim=True)
-    return torch.where(flat | scores.isnan(), float("nan"), rank)
+    lowest = scores.nan_to_num(torch.inf).amin(1, keepdim=True)
+    highest = scores.nan_to_num(-torch.inf).amax(1, keepdim=True)
+    return torch.where(known & (lowest < highest), rank, float("nan"))
