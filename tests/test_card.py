@@ -45,7 +45,8 @@ def test_the_section_has_the_figures_of_the_report(comparison: Comparison) -> No
     assert comparison.judgement.headline in text
     for row in primary_rows(comparison):
         low, high = row["slope_low"], row["slope_high"]
-        assert f"{row['slope']:+.2f} ({low:+.2f} to {high:+.2f})" in text
+        said = f"{row['slope']:+.2f} ({low:+.2f} to {high:+.2f})"
+        assert said.replace("-", "−") in text
     assert "| kept |" in text
     rate = TABLES["after"].rate(("special-casing", "tampering", "false-claim"))
     assert f"{100 * rate.estimate:.0f} % (" in text
@@ -67,6 +68,15 @@ def test_a_card_keeps_all_that_is_not_ours(
     into_card(comparison, tmp_path)
     again = card.read_text()
     assert again == first + "\nA last word.\n"  # replaced, not repeated
+
+
+def test_a_card_keeps_its_line_ends(comparison: Comparison, tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_bytes(b"---\r\nlicense: mit\r\n---\r\n# Mine\r\n")
+    for _ in range(2):
+        text = into_card(comparison, tmp_path).read_bytes()
+        assert text.startswith(b"---\r\nlicense: mit\r\n---\r\n# Mine")
+        assert text.count(b"\n") == text.count(b"\r\n") > 20
 
 
 def test_a_card_is_begun_where_there_is_none(

@@ -114,6 +114,28 @@ def test_groups_of_layers_are_averaged(halved):
     np.testing.assert_allclose(summary.arms["after"].slope.estimate[:, at], expected)
 
 
+def test_what_the_control_did_not_do_is_not_said_of_it():
+    grown = compare(
+        measured(),
+        measured(scale=1.6, seed=25),
+        arms={"control": measured(seed=9)},
+        **FEW,
+    )
+    said = grown.judgement.headline
+    assert "grew by" in said
+    assert "the control arm moved it" not in said
+    assert "from the control arm, which is no nearer to none" in said
+    turned = compare(
+        measured(),
+        measured(scale=-2.0, seed=25),
+        arms={"control": measured(scale=0.0, seed=9)},
+        **FEW,
+    )
+    told = " ".join(turned.judgement.findings)
+    assert "what the terms added" not in told
+    assert {c.name: c.status for c in turned.checks}["audit distress: beyond control"] == "missed"
+
+
 def test_a_planted_halving_is_found(halved):
     states = {check.name: check.status for check in halved.checks}
     assert set(states.values()) == {"passed"}

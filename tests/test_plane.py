@@ -78,6 +78,25 @@ def test_a_planted_circumplex_is_named_and_turned_towards_known_words():
         assert at["furious"][1] > 0 > at["serene"][1]
 
 
+def test_an_axis_that_orders_both_leaves_the_other_its_name():
+    """Four groups along a diagonal: the first axis orders valence and arousal."""
+    places = {
+        ("pleasant", "aroused"): (3.0, 0.0),
+        ("pleasant", "quiet"): (0.5, -1.5),
+        ("unpleasant", "aroused"): (-0.5, 1.5),
+        ("unpleasant", "quiet"): (-3.0, 0.0),
+    }
+    planted = [places[key] for key, group in KNOWN.items() for _ in group]
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        axes = np.linalg.qr(rng.normal(size=(40, 2)))[0].T
+        rows = np.array(planted) @ axes + 0.05 * rng.normal(size=(len(WORDS), 40))
+        plane = plane_from(rows)
+        assert set(plane.names) == {"valence", "arousal"}
+        for place, name in enumerate(plane.names):
+            assert plane.order[name][place] > 0.9
+
+
 def test_arousal_stands_up_where_it_is_the_first_component():
     rows, _ = circumplex(valence=2.0, arousal=3.0)
     plane = plane_from(rows)

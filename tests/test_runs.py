@@ -42,11 +42,11 @@ def check(name: str, value: float | None, *, threshold: float = 0.4) -> Check:
     )
 
 
-def audited(left: float, reroute: float | None) -> Audit:
+def audited(left: float, reroute: float | None, *cross: float | None) -> Audit:
     checks = (
         check("E1 distress, median reader", left),
         check("E7 reroute index", reroute),
-        check("E11 cross-reading", None),
+        *(check("E11 cross-reading", found) for found in cross),
     )
     return Audit(checks=checks, facts={"Model": "toy", "After": "a", "Vectors": "v"})
 
@@ -66,9 +66,9 @@ def report() -> Any:
 def folder(report: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two arms of audits, one of them with three seeds, a comparison, and bad files."""
     root = tmp_path_factory.mktemp("many") / "runs"
-    for seed, left in enumerate((0.2, 0.9, 0.3)):
-        audited(left, 0.9).save(root / f"decouple-{seed}" / "audit")
-    audited(0.95, None).save(root / "data-0" / "audit")
+    for seed, (left, own) in enumerate(((0.2, ()), (0.9, (0.6,)), (0.3, (None,)))):
+        audited(left, 0.9, *own).save(root / f"decouple-{seed}" / "audit")
+    audited(0.95, None, None).save(root / "data-0" / "audit")
     report.save(root / "data-0" / "report")
     for name in (HOSTILE, SCHEME):
         audited(0.1, 0.1).save(root / name / "audit")
@@ -183,6 +183,7 @@ def test_the_matrix_says_outcomes_in_words_and_links_them(folder: Path) -> None:
     parsed = Elements(page)
     text = " ".join(" ".join(parsed.texts).split())
     assert "1 missed, 2 passed" in text
+    assert "1 warning, 1 not run, 1 not asked" in text  # one seed is not the arm
     assert "3 warning" in text
     assert "not run" in text
     says = [a.get("aria-label") or "" for tag, a in parsed.found if tag == "a"]
@@ -249,10 +250,12 @@ def ask(folder: Path) -> Iterator[Ask]:
     thread.start()
     port = server.server_address[1]
 
-    def get(path: str, host: str = "127.0.0.1") -> tuple[int, str, dict[str, str]]:
+    def get(
+        path: str, host: str = "127.0.0.1", *, named: bool = True
+    ) -> tuple[int, str, dict[str, str]]:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.putrequest("GET", path, skip_host=True)
-        connection.putheader("Host", f"{host}:{port}")
+        connection.putheader("Host", f"{host}:{port}" if named else host)
         connection.endheaders()
         answer = connection.getresponse()
         body = answer.read().decode("utf-8", "replace")
@@ -306,6 +309,7 @@ def test_the_server_refuses_what_is_no_report_of_the_folder(
 
 def test_the_server_answers_to_its_own_name_alone(ask: Ask) -> None:
     assert ask("/", host="localhost")[0] == 200
+    assert ask("/", host="localhost", named=False)[0] == 200  # as for port 80
     assert ask("/", host="evil.example")[0] == 403
 
 

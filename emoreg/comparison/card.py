@@ -7,6 +7,7 @@ from typing import Any
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.conduct import conduct_rows
 from emoreg.comparison.curves import arm_label, arm_order
+from emoreg.comparison.phrases import percent, signed, span
 from emoreg.comparison.rails import rail_rows
 from emoreg.statistics.bootstrap import Interval
 from emoreg.vectors.whole_files import write_whole
@@ -51,8 +52,9 @@ def into_card(comparison: Comparison, folder: str | Path) -> Path:
             f"{str(folder)!r} must be the folder of a model or an adapter, found none. "
             "Train and save first"
         )
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    section = f"{BEGIN}\n{markdown(comparison)}{END}"
+    text = card.read_bytes().decode() if card.is_file() else ""
+    ends = "\r\n" if text.count("\n") == text.count("\r\n") > 0 else "\n"
+    text, section = text.replace(ends, "\n"), f"{BEGIN}\n{markdown(comparison)}{END}"
     marks = [text.count(mark) for mark in (BEGIN, END)]
     if marks == [0, 0]:
         text = f"{text.rstrip()}\n\n{section}\n".lstrip()
@@ -64,7 +66,7 @@ def into_card(comparison: Comparison, folder: str | Path) -> Path:
             f"{card} must have the marks {BEGIN!r} and {END!r} once each, in this "
             f"order, or neither; found them {marks} times. Mend the card"
         )
-    return write_whole(card, text.encode())
+    return write_whole(card, text.replace("\n", ends).encode())
 
 
 def _slopes(comparison: Comparison) -> str:
@@ -79,8 +81,8 @@ def _slopes(comparison: Comparison) -> str:
         rows.append(
             [
                 target,
-                *(_interval(figures.arms[arm].slope.at(*at)) for arm in arms),
-                _percent(ratio) if ratio is not None and shown else "not given",
+                *(span(figures.arms[arm].slope.at(*at)) for arm in arms),
+                percent(ratio) if ratio is not None and shown else "not given",
             ]
         )
     said = (
@@ -94,7 +96,7 @@ def _slopes(comparison: Comparison) -> str:
 
 def _rails(comparison: Comparison) -> str:
     rows = [
-        [row.label, _interval(row.change, digits=3), row.rule, row.verdict]
+        [row.label, span(row.change, digits=3), row.rule, row.verdict]
         for row in rail_rows(comparison.meta)
         if row.change is not None
     ]
@@ -110,8 +112,8 @@ def _conduct(comparison: Comparison) -> str:
     rows = [
         [
             f"{row.twin}, {row.label}",
-            *(_percent(rate) for rate in row.rates.values()),
-            _percent(row.change, sign="+"),
+            *(percent(rate) for rate in row.rates.values()),
+            _points(row.change),
         ]
         for row in conduct_rows(comparison.conduct)
         if row.conduct is None
@@ -150,13 +152,8 @@ def _list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {_cell(line)}" for line in lines)
 
 
-def _interval(value: Interval, *, digits: int = 2) -> str:
+def _points(value: Interval) -> str:
+    """Write a difference of rates with its interval, in percentage points."""
     ends = (value.estimate, value.low, value.high)
-    middle, low, high = (f"{end:+.{digits}f}" for end in ends)
-    return f"{middle} ({low} to {high})"
-
-
-def _percent(value: Interval, *, sign: str = "") -> str:
-    ends = (value.estimate, value.low, value.high)
-    middle, low, high = (f"{100 * end:{sign}.0f}" for end in ends)
-    return f"{middle} % ({low} to {high})"
+    middle, low, high = (signed(100 * end, 0) for end in ends)
+    return f"{middle} % ({low} to {high} %)"

@@ -46,8 +46,13 @@ class Family:
         return gap is not None and self.helped(gap)
 
     def helped(self, gap: Interval) -> bool:
-        """Whether after lies nearer to none than the arm it is held against."""
-        return gap.excludes(0.0) and gap.estimate * self.sign < 0
+        """Whether after lies nearer to none than the arm it is held against.
+
+        A slope that was turned over by more than the arm's is not nearer.
+        """
+        arm = self.after.estimate - gap.estimate
+        lower = gap.excludes(0.0) and gap.estimate * self.sign < 0
+        return lower and abs(self.after.estimate) < abs(arm)
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -144,7 +149,10 @@ def _against_control(family: Family) -> str:
     if family.beyond_control:
         return f"the terms moved it {span(family.beyond)} σ_ref beyond the control arm"
     if family.beyond.excludes(0.0):
-        return "the control arm moved it further than the terms did"
+        return (
+            f"after lies {span(family.beyond)} σ_ref from the control arm, which is no "
+            "nearer to none"
+        )
     return "no difference from the control arm was found by these checks"
 
 

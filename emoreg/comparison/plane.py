@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any, Final, final
 
 import numpy as np
@@ -161,13 +162,15 @@ def _names(
 
     Where both follow one thing, the one that orders it less well goes without.
     """
-    names = ["" for _ in columns]
-    for name in ("valence", "arousal"):
-        found = [_order(column, emotions, name) for column in columns]
-        best = int(np.argmax(found))
-        if found[best] >= APART:
-            names[best] = name
-    return names
+
+    def earned(names: Sequence[str]) -> list[float]:
+        pairs = zip(columns, names, strict=True)
+        found = [_order(column, emotions, name) for column, name in pairs]
+        return [order if order >= APART else 0.0 for order in found]
+
+    ways = permutations(("valence", "arousal"), len(columns))
+    best = max(ways, key=lambda names: sum(earned(names)))
+    return [n if at else "" for n, at in zip(best, earned(best), strict=True)]
 
 
 def _turned(

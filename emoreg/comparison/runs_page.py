@@ -45,6 +45,8 @@ class Cell:
     says: str
     """How many came to what, in words."""
     style: str
+    alone: bool
+    """Whether the arm has one run, for which it speaks."""
     marks: tuple[Mark, ...]
 
 
@@ -107,7 +109,7 @@ def _table(runs: Runs, kind: Kind, start: PurePosixPath) -> Table:
     found = runs.of(kind)
     every = [run for own in found.values() for run in own]
     columns = tuple(dict.fromkeys(name for run in every for name in run.figures))
-    scales = [_scale([run.figures.get(name) for run in every]) for name in columns]
+    scales = [_scale(every, _alike(name, columns)) for name in columns]
     return Table(
         key=kind,
         title=TITLES[kind],
@@ -131,12 +133,12 @@ def _cell(name: str, own: Sequence[Run], start: PurePosixPath) -> Cell | None:
         counts[run.checks[name].status] += 1
     there = {status: n for status, n in counts.items() if n}
     worst = next(iter(there))
-    alone = len(having) == 1
+    if unasked := len(own) - len(having):
+        there["not asked"] = unasked
     return Cell(
-        says=worst
-        if alone
-        else ", ".join(f"{n} {status}" for status, n in there.items()),
+        says=", ".join(f"{n} {status}" for status, n in there.items()),
         style=STYLES[worst],
+        alone=len(own) == 1,
         marks=tuple(_mark(run, run.checks[name], start) for run in having),
     )
 
@@ -195,11 +197,17 @@ def _whisker(
     return low, middle, high
 
 
-def _scale(amounts: Sequence[Amount | None]) -> tuple[float, float]:
-    """Return the ends of a column's drawing, zero within."""
+def _alike(name: str, columns: Sequence[str]) -> list[str]:
+    """Return the columns of a column's unit, which share one scale."""
+    unit = name.partition(", ")[2]
+    return [c for c in columns if c == name or (unit and c.endswith(f", {unit}"))]
+
+
+def _scale(runs: Sequence[Run], columns: Sequence[str]) -> tuple[float, float]:
+    """Return the ends of these columns' drawings, zero within."""
     ends = [
         end
-        for amount in amounts
+        for amount in (run.figures.get(name) for run in runs for name in columns)
         if amount is not None
         for end in (amount.value, amount.low, amount.high)
         if end is not None

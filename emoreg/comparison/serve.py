@@ -59,7 +59,7 @@ class _Reports(SimpleHTTPRequestHandler):
     def send_head(self) -> Any:
         """Send the headers; return what is to follow them, None for nothing."""
         # A page of another site could have its own name resolve to this machine.
-        host = self.headers.get("Host", "").rpartition(":")[0]
+        host = self.headers.get("Host", "").partition(":")[0]  # port 80 is not named
         if host not in (HOST, "localhost"):
             self.send_error(HTTPStatus.FORBIDDEN)
             return None

@@ -125,7 +125,7 @@ class Audit:
 
         folder = Path(folder)
         require_writable(folder)
-        page = render_audit(self, WARNING)
+        page = render_audit(self, WARNING, REPORTED)
         write_whole(folder / "audit.json", to_text(self.to_dict()).encode())
         return write_whole(folder / "index.html", page.encode())
 

@@ -8,12 +8,15 @@ if TYPE_CHECKING:
     from emoreg.comparison.audit.audit import Audit
 
 
-def render_audit(audit: "Audit", warning: tuple[str, ...]) -> str:
+def render_audit(
+    audit: "Audit", warning: tuple[str, ...], reported: tuple[str, ...]
+) -> str:
     """Return the page as text.
 
     Args:
         audit: What was found.
         warning: Beginnings of the names of checks whose miss only warns.
+        reported: Likewise of those whose miss changes no verdict.
     """
     return render_checks(
         "audit/audit.html.j2",
@@ -21,6 +24,7 @@ def render_audit(audit: "Audit", warning: tuple[str, ...]) -> str:
         page=audit,
         tiles=_tiles(audit),
         warning=warning,
+        reported=reported,
     )
 
 
