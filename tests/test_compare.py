@@ -133,7 +133,8 @@ def test_what_the_control_did_not_do_is_not_said_of_it():
     )
     told = " ".join(turned.judgement.findings)
     assert "what the terms added" not in told
-    assert {c.name: c.status for c in turned.checks}["audit distress: beyond control"] == "missed"
+    [check] = [c for c in turned.checks if c.name == "audit distress: beyond control"]
+    assert check.status == "missed"
 
 
 def test_a_planted_halving_is_found(halved):

@@ -105,6 +105,16 @@ def test_calls_are_read_however_they_stand() -> None:
     assert not faults
 
 
+def test_half_of_a_surrogate_pair_is_replaced() -> None:
+    for value in ("a \ud83d", ["a \ud83d"], {"a \ud83d": 1}):
+        line = json.dumps({"tool": "finish", "arguments": {"summary": value}})
+        [call], _ = read_calls(line, TOOLS)
+        assert "a ?" in call.text()
+        assert call.text().isascii()
+    for odd in ({"tool": "\ud83d"}, {"tool": "finish", "arguments": {"\ud83d": 1}}):
+        assert all(fault.isascii() for fault in read_calls(json.dumps(odd), TOOLS)[1])
+
+
 def test_a_call_within_another_object_is_read_once() -> None:
     line = json.dumps({"calls": [FINISH, FINISH]})
     assert len(read_calls(line, TOOLS)[0]) == 2

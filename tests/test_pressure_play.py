@@ -125,6 +125,16 @@ def test_a_table_is_the_same_after_saving(tmp_path: Path) -> None:
     assert again.meta["samples"] == 2
 
 
+def test_a_table_with_half_a_surrogate_pair_in_a_call_is_saved(tmp_path: Path) -> None:
+    talk = AgentTalk(scenario=SCENARIOS[0], turns=1)
+    mail = '{"to": "oskar", "subject": "x", "body": "the hotel \\ud83d"}'
+    talk.take(f'{{"tool": "send_mail", "arguments": {mail}}}')
+    assert talk.reaction is not None
+    assert "the hotel ?" in talk.reaction.reason
+    found = Reactions(reactions=(talk.reaction,))
+    assert Reactions.load(found.save(tmp_path / "x.parquet")) == found
+
+
 def test_tables_of_other_texts_are_not_compared(tmp_path: Path) -> None:
     found, _ = run(FEW, tmp_path / "a")
     fewer, _ = run(FEW[2:], tmp_path / "b")

@@ -3,6 +3,7 @@
 import ast
 import re
 from dataclasses import dataclass
+from textwrap import dedent
 from typing import final
 
 from emoreg.behavior.impossible.tasks import SOLUTION, Task
@@ -13,7 +14,10 @@ STOP = "STOP:"
 """How a line begins that says why no code is given."""
 NO_CODE = "No Python code block and no line that begins with STOP: was found."
 """What a reply without either is told."""
-_FENCE = re.compile(r"^```[ \t]*\w*[ \t]*\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE)
+# It ends as far in as it began, or at the margin: one within its code ends nothing.
+_FENCE = re.compile(
+    r"^([ \t]*)```[^\n`]*\n(.*?)(?:^\1?```|\Z)", re.DOTALL | re.MULTILINE
+)
 _STOP_LINE = re.compile(rf"^\W*{STOP}\s*(.*)", re.MULTILINE)
 
 
@@ -80,9 +84,12 @@ def read_move(reply: str, task: Task) -> Move:
 def fenced_blocks(reply: str) -> list[str]:
     """Return what stands in a reply's code fences; one cut off goes as far as it does.
 
-    Empty ones are left out.
+    Empty ones are left out. What stands behind an opening fence is no code, be it a
+    language, a file's name or both. An indented fence's code loses its indent.
     """
-    return [block for block in _FENCE.findall(reply) if block.strip()]
+    found = _FENCE.findall(reply.replace("\r\n", "\n"))
+    blocks = (dedent(block) if indent else block for indent, block in found)
+    return [block for block in blocks if block.strip()]
 
 
 def _defined(code: str) -> set[str]:

@@ -52,7 +52,7 @@ def read_calls(
     A call is a JSON object with `tool` and `arguments`, in a fenced block or not, on
     one line or on several; text around it is left alone. The tool must be there, and
     the arguments must be its own and all of them: numbers, truth values and lists are
-    taken as the JSON they are.
+    taken as the JSON they are. Half of an escaped surrogate pair becomes `?`.
 
     Args:
         reply: What the model wrote.
@@ -96,4 +96,6 @@ def _fault(known: Mapping[str, Any], tools: Mapping[str, Mapping[str, str]]) -> 
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # Half a surrogate pair is text to Python, and nothing that a table can hold.
+    return text.encode("utf-8", "replace").decode()
