@@ -202,6 +202,34 @@ print("done")
     assert (done.status, done.stdout) == ("memory", "")
 
 
+def test_memory_that_is_shared(sandbox: Sandbox) -> None:
+    code = """
+import mmap, os, sys, time
+try:
+    for _ in range(5):
+        held = mmap.mmap(-1, int(sys.argv[1]) * 2**20)  # shared, of no file
+        if os.fork() == 0:
+            for _ in range(int(sys.argv[1])):
+                held.write(bytes(2**20))
+            time.sleep(float(sys.argv[2]))
+            os._exit(0)
+    for _ in range(5):
+        os.wait()
+    print("done")
+except PermissionError:
+    print("refused")
+"""
+    done = sandbox.run({"main.py": code}, ["python", "main.py", "80", "15"])
+    if "seccomp" in sandbox.level:
+        assert said(sandbox, code, "10", "0") == "refused"
+        assert (done.status, done.stdout) == ("ok", "refused\n")
+        zero = "import os; print(os.path.exists('/dev/null'), open('/dev/zero'))"
+        assert sandbox.run({}, ["python", "-c", zero]).status == "error"
+    else:
+        assert said(sandbox, code, "10", "0") == "done"
+        assert (done.status, done.stdout) == ("memory", "")
+
+
 def test_output(sandbox: Sandbox) -> None:
     code = "import sys; sys.std{}.write('x' * 100_000)"
     out = sandbox.run({}, ["python", "-c", code.format("out")])
@@ -401,7 +429,7 @@ import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
 attempts = {
     "memory file": lambda: libc.memfd_create(b"x", 0),
-    "shared memory": lambda: libc.shmget(0, 4096, 0o1600),
+    "shared memory": lambda: libc.shmctl(libc.shmget(0, 4096, 0o1600), 0, None),
     "user namespace": lambda: libc.unshare(0x10000000),
     "socket": lambda: libc.socket(1, 1, 0),
     "priority": lambda: libc.setpriority(0, 0, 5),
@@ -414,6 +442,86 @@ def test_system_calls(sandbox: Sandbox) -> None:
     refused = said(sandbox, CALLS) == "[]"
     assert refused == ("seccomp" in sandbox.level)
     assert "socket" in said_outside(CALLS)
+
+
+# By what others made: a segment, a queue and semaphores that everyone may use.
+USE_OF_OTHERS = """
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+segment, queue, semaphores = map(int, sys.argv[1:])
+words = ctypes.create_string_buffer(b"\\1" + bytes(15))
+attempts = {
+    "attach": lambda: libc.shmat(segment, None, 0),
+    "ask": lambda: libc.shmctl(segment, 2, ctypes.create_string_buffer(512)),
+    "send": lambda: libc.msgsnd(queue, words, 8, 0o4000),
+    "receive": lambda: libc.msgrcv(queue, words, 8, 0, 0o4000),
+    "raise": lambda: libc.semop(semaphores, bytes([0, 0, 1, 0, 0, 0]), 1),
+    "set": lambda: libc.semctl(semaphores, 0, 16, 0),
+}
+print([name for name, attempt in attempts.items() if attempt() != -1])
+"""
+
+
+def test_shared_memory_and_queues_of_others(sandbox: Sandbox) -> None:
+    libc = ctypes.CDLL(None)
+    segment = libc.shmget(0, 4096, 0o1666)
+    queue = libc.msgget(0, 0o1666)
+    semaphores = libc.semget(0, 1, 0o1666)
+    ids = [str(number) for number in (segment, queue, semaphores)]
+    try:
+        all_of_it = "['attach', 'ask', 'send', 'receive', 'raise', 'set']"
+        assert said_outside(USE_OF_OTHERS, *ids) == all_of_it
+        told = said(sandbox, USE_OF_OTHERS, *ids)
+    finally:
+        libc.shmctl(segment, 0, None)
+        libc.msgctl(queue, 0, None)
+        libc.semctl(semaphores, 0, 0)
+    # By the filter, and in namespaces since others' are not there.
+    assert told == (all_of_it if sandbox.level in WEAK else "[]")
+
+
+# What they answer to nonsense, as none is to be done.
+NEW_CALLS = """
+import ctypes, errno, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def answer(number):
+    libc.syscall(number, -1, 0, 0, 0, 0, 0)
+    return errno.errorcode[ctypes.get_errno()]
+print(*sorted({answer(number) for number in range(*map(int, sys.argv[1:]))}))
+"""
+
+
+def test_calls_newer_than_the_filter(sandbox: Sandbox) -> None:
+    assert said_outside(NEW_CALLS, "434", "435") != "ENOSYS"
+    if "seccomp" in sandbox.level:
+        assert said(sandbox, NEW_CALLS, "425", "600") == "ENOSYS"
+
+
+def test_a_command_to_a_terminal_is_known_by_its_32_bits(sandbox: Sandbox) -> None:
+    code = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+for command in (0x5412, 0x100005412, 0x5413):
+    libc.ioctl(0, ctypes.c_ulong(command), None)
+    print(errno.errorcode[ctypes.get_errno()], end=" ")
+"""
+    refused = "EPERM EPERM" if "seccomp" in sandbox.level else "ENOTTY ENOTTY"
+    assert said(sandbox, code) == f"{refused} ENOTTY"
+
+
+def test_a_call_that_the_library_does_not_know_is_no_filter() -> None:
+    program = """
+from emoreg.behavior.sandbox import walls
+walls._REFUSED = ("walrus",)
+walls.no_new_privileges()
+walls.filter_system_calls(file_marks=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    if "libseccomp.so.2" in done.stderr:
+        pytest.skip("libseccomp is not there")
+    assert "seccomp rule for walrus: libseccomp must know" in done.stderr
 
 
 # -- outliving the run -----------------------------------------------------------------
@@ -460,10 +568,10 @@ sandbox.run({{"main.py": code}}, ["python", "main.py", {word!r}, "stay"])
     # What stays is the working folder, where it is none in memory.
     environment = {**os.environ, "TMPDIR": str(open_folder)}
     with subprocess.Popen(command, cwd=ROOT, env=environment) as library:
-        until = time.monotonic() + 20.0
-        while len(with_word(word)) < 3 and time.monotonic() < until:
-            time.sleep(0.05)  # the library, the code, and what it leaves
-        found = len(with_word(word))
+        until, found = time.monotonic() + 20.0, 0
+        while found < 3 and time.monotonic() < until:
+            time.sleep(0.05)
+            found = len(with_word(word))  # the library, the code, and what it leaves
         library.kill()
     assert found >= 3
     until = time.monotonic() + 5.0

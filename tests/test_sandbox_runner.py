@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from emoreg.behavior.sandbox import answers
+from emoreg.behavior.sandbox.asserts import run_asserts
 from emoreg.behavior.sandbox.cases import equal, parse_test, shown
 from emoreg.behavior.sandbox.limits import LEVELS, Limits
 from emoreg.behavior.sandbox.runner import TestReport, run_tests
@@ -169,12 +170,40 @@ def one(): return 1
         ("import os; os._exit(0)", "loading ended the process"),
         ("import numpy", "loading raised ModuleNotFoundError"),
         ("while True: pass", "loading did not end within"),
+        ("def f(): return 1  # \ud83d", "loading raised UnicodeEncodeError"),
     ],
 )
 def test_code_that_does_not_load(hasty: Sandbox, code: str, message: str) -> None:
     report = run_tests(code, ["f() == 1"] * 2, sandbox=hasty)
     assert statuses(report) == ["error", "error"]
     assert message in report.results[1].message
+
+
+def test_files_that_can_not_be_encoded_are_the_codes_own_trouble(
+    sandbox: Sandbox,
+) -> None:
+    done = sandbox.run({"main.py": "print(1)  # \ud83d"}, ["python", "main.py"])
+    assert (done.status, done.stdout) == ("error", "")
+    assert "SyntaxError" in done.stderr
+
+
+def test_code_is_watched_while_asserts_compute(strongest: Sandbox) -> None:
+    code = """
+import os, time
+for _ in range(3):
+    if os.fork() == 0:
+        time.sleep(0.1)  # loading is over, and the tests compute
+        held = bytearray(b"x") * (60 * 2**20)
+        time.sleep(0.2)
+        os._exit(0)
+def f(): return 1
+"""
+    tests = "import time\ntime.sleep(0.7)\nassert _asked('f')() == 1"
+    limits = Limits(seconds=10.0, memory=128 * 2**20)
+    with Sandbox(level=strongest.level, allow_weak=True, limits=limits) as small:
+        result = run_asserts(code, tests, sandbox=small)
+    assert result.status == "error"
+    assert "took too much memory" in result.message
 
 
 # -- forging ---------------------------------------------------------------------------
@@ -389,6 +418,14 @@ def test_what_nothing_encodes_to_is_refused(value: Any) -> None:
         ({"a": 1}, {"b": 1}, False),
         ({1, 2}, frozenset({2, 1}), True),
         (1 + 1j, 1 + 1.0000000000001j, True),
+        (1 + 1j, 1 + 1.0001j, False),
+        (1, 1 + 0j, True),
+        (1j, 10**400, False),
+        (1j, complex(1.5e308, 1.5e308), False),
+        (complex(math.inf, 0), complex(math.inf, 0), True),
+        (complex(math.inf, 0), 1j, False),
+        (-math.inf, math.inf, False),
+        (1, complex(math.nan, 0), False),
         ("1", 1, False),
         ("a", b"a", False),
         (None, 0, False),

@@ -60,12 +60,16 @@ def run_asserts(code: str, tests: str, *, sandbox: Sandbox) -> TestResult:
     """
     until = time.monotonic() + sandbox.limits.seconds
     try:
-        with sandbox.start({_CODE: code}, main=_CODE) as process:
+        # The code last: until both are there, the first is not looked at.
+        with (
+            sandbox.start({_TESTS: tests}, main=_TESTS, asks=True) as asking,
+            sandbox.start({_CODE: code}, main=_CODE) as process,
+        ):
+            asking.beside, process.beside = process, asking
             loaded = _told(process, 0, until, "loading")
             if "ready" not in loaded:
                 raise _Ended("error", f"loading raised {exception_of(loaded)}")
-            with sandbox.start({_TESTS: tests}, main=_TESTS, asks=True) as asking:
-                _talk(asking, process, until)
+            _talk(asking, process, until)
     except _Ended as end:
         return TestResult(name="tests", status=end.status, message=str(end))
     return TestResult(name="tests", status="passed", message="")

@@ -2,16 +2,16 @@
 
 import ast
 import cmath
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 TOLERANCE: Final = 1e-9
-"""Relative and absolute; where one of two numbers is a float."""
+"""Relative and absolute; where one of two numbers is a float or complex."""
 SHOWN: Final = 100
 """Characters of a value that a message shows."""
 
+_Number = int | float | complex
 Test = str | Mapping[str, Any]
 """`{"call": "f(1)", "expect": 2}`, `{"call": "f(1)", "raises": "ValueError"}`, or
 `"f(1) == 2"`."""
@@ -114,16 +114,14 @@ def is_literal(value: Any) -> bool:
 
 
 def equal(expected: Any, given: Any) -> bool:
-    """Return whether two literals are equal as by `==`, floats up to `TOLERANCE`.
+    """Return whether two literals are equal as by `==`, or `TOLERANCE` apart.
 
     Inside sets and as keys of dicts, floats must be the same. Not a number equals
     itself. Both are literals that were built here, so nothing of the code's own takes
     part.
     """
-    if isinstance(expected, int | float) and isinstance(given, int | float):
+    if isinstance(expected, _Number) and isinstance(given, _Number):
         return _close(expected, given)
-    if isinstance(expected, complex) and isinstance(given, int | float | complex):
-        return cmath.isclose(expected, given, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     if isinstance(expected, set | frozenset) and isinstance(given, set | frozenset):
         return expected == given
     if type(expected) is not type(given):
@@ -137,14 +135,19 @@ def equal(expected: Any, given: Any) -> bool:
     return expected == given
 
 
-def _close(expected: int | float, given: int | float) -> bool:
+def _close(expected: _Number, given: _Number) -> bool:
+    if expected == given:
+        return True
     if isinstance(expected, int) and isinstance(given, int):
-        return expected == given
+        return False
     try:
-        if math.isnan(expected) or math.isnan(given):
-            return math.isnan(expected) and math.isnan(given)
-        return math.isclose(expected, given, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-    except OverflowError:  # an integer beyond every float
+        if cmath.isnan(expected) or cmath.isnan(given):
+            return cmath.isnan(expected) and cmath.isnan(given)
+        # Not `cmath.isclose`: it takes complex numbers beyond every float as close to
+        # all others, which would be an answer to every test.
+        size = max(1.0, abs(expected), abs(given))
+        return abs(expected - given) <= TOLERANCE * size < cmath.inf
+    except OverflowError:  # a number beyond every float
         return False
 
 

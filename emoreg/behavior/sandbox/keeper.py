@@ -187,7 +187,7 @@ def _first(job: Job, talk: list[int], trouble: int, status: int) -> NoReturn:
     try:
         walls.own_mounts()
         copies = walls.read_only_copies(job["readable"])
-        _become(walls.INSIDE)
+        _become(job["inside"])
         walls.die_with_parent()
         walls.new_root(copies, job["links"], job["hidden"], job["folder_bytes"])
         _write_files(job["files"])
@@ -209,10 +209,12 @@ def _first(job: Job, talk: list[int], trouble: int, status: int) -> NoReturn:
 
 
 def _write_files(files: dict[str, str]) -> None:
+    # What can't be encoded is written so that reading it fails, as it should: inside,
+    # and as the code's own doing.
     for name, text in files.items():
         if os.path.dirname(name):
             os.makedirs(os.path.dirname(name), exist_ok=True)
-        with open(name, "w", encoding="utf-8", newline="") as file:
+        with open(name, "w", -1, "utf-8", "surrogatepass", newline="") as file:
             file.write(text)
 
 

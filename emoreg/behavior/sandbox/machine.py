@@ -15,9 +15,10 @@ _SYSTEM: Final = (
     *("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
     *("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libx32"),
 )
+# Not `/dev/zero`: mapped and shared, it is memory that no limit counts.
 _ALSO: Final = (
     *("/etc/ld.so.cache", "/usr/share/zoneinfo", "/nix/store", "/gnu/store"),
-    *("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"),
+    *("/dev/null", "/dev/full", "/dev/random", "/dev/urandom"),
 )
 _OF_PACKAGES: Final = ("site-packages", "dist-packages")
 _PACKAGES: Final = Path(__file__).resolve().parents[3]
@@ -25,6 +26,8 @@ _SPARE: Final = 4096
 """Users that runs take turns at, if this is root."""
 _HIGH: Final = 2_000_000_000
 _COUNT = itertools.count()
+INSIDE: Final = 1000
+"""User and group as which code runs in namespaces of its own."""
 
 
 def interpreter(level: Level) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import selectors
 import signal
 import socket
@@ -24,8 +25,7 @@ GRACE = 10.0
 """Seconds that building walls, or taking them down, may take."""
 ANSWER = 2**17
 """Bytes that one answer may have."""
-INSIDE = 1000
-"""User and group inside namespaces, as the keeper has it."""
+_HELD = re.compile(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
 
 
 class _Stream:
@@ -83,6 +83,8 @@ class Process:
         self._streams: dict[str, _Stream] = {}
         self._ends: dict[str, int] = {}
         self._waiting = {"stdin": stdin.encode(errors="replace")}
+        self.beside: Process | None = None
+        """Another run, whose limits hold too while an answer of this is waited for."""
         self._guard, self._started, self._over = 0, False, False
         self._status: int | None = None
         self._killed: Status | None = None
@@ -115,7 +117,6 @@ class Process:
 
     def finish(self) -> Outcome:
         """Wait for the end, or bring it about."""
-        self._until = self._begun + self._limits.seconds
         while not self._over:
             self._step()
         seconds = time.monotonic() - self._begun
@@ -157,6 +158,8 @@ class Process:
             if self._killed or "answer" not in self._ends:
                 return None
             self._step()
+            if self.beside is not None:
+                self.beside._step(wait=0.0)
         return line
 
     def close(self) -> None:
@@ -238,9 +241,9 @@ class Process:
 
     # -- limits ------------------------------------------------------------------------
 
-    def _step(self) -> None:
+    def _step(self, wait: float = TICK) -> None:
         """Move what can be moved; kill what passes its limits."""
-        self._move(TICK)
+        self._move(wait)
         self._listen()
         now = time.monotonic()
         if self._killed is not None:
@@ -282,6 +285,7 @@ class Process:
         elif "started" in said:
             self._started = True
             self._begun = self._looked = time.monotonic()
+            self._until = self._begun + self._limits.seconds
         elif not self._started:
             self._guard = int(said["guard"])
             if "namespaces" in self._job["level"]:
@@ -293,8 +297,8 @@ class Process:
         group = os.getegid() if self._job["user"] is None else self._job["user"]
         texts = {
             "setgroups": "deny",
-            "uid_map": f"{INSIDE} {user} 1",
-            "gid_map": f"{INSIDE} {group} 1",
+            "uid_map": f"{self._job['inside']} {user} 1",
+            "gid_map": f"{self._job['inside']} {group} 1",
         }
         for name, text in texts.items():
             try:
@@ -344,12 +348,15 @@ def _below(pid: int) -> list[int]:
 
 
 def _memory_below(pid: int) -> int:
-    """Return how many bytes of its own the descendants of a process hold together."""
-    pages = 0
+    """Return how many bytes the descendants of a process hold together.
+
+    Files aside. What several of them share counts for each, so it is no less than that.
+    """
+    total = 0
     for child in _below(pid):
         try:
-            _, resident, shared, *_ = Path(f"/proc/{child}/statm").read_text().split()
+            text = Path(f"/proc/{child}/status").read_text(errors="replace")
         except OSError:
             continue
-        pages += int(resident) - int(shared)
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        total += sum(map(int, _HELD.findall(text)))
+    return total * 1024

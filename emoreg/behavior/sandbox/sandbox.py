@@ -23,7 +23,7 @@ from emoreg.behavior.sandbox.limits import (
     Outcome,
     SandboxError,
 )
-from emoreg.behavior.sandbox.machine import interpreter, spare_user, view
+from emoreg.behavior.sandbox.machine import INSIDE, interpreter, spare_user, view
 from emoreg.behavior.sandbox.process import Process
 
 _LOGGER = logging.getLogger(__name__)
@@ -240,6 +240,7 @@ class Sandbox:
             "files": dict(files),
             "folder": place,
             "user": user,
+            "inside": INSIDE,
             "folder_bytes": limits.folder_bytes,
             "readable": seen.readable,
             "links": seen.links,

@@ -17,8 +17,6 @@ NEW_MOUNTS, NEW_USERS, NEW_PROCESSES = 0x00020000, 0x10000000, 0x20000000
 NEW_NETWORK, NEW_IPC, NEW_HOST_NAME, NEW_CGROUPS = (
     *(0x40000000, 0x08000000, 0x04000000, 0x02000000),
 )
-INSIDE = 1000
-"""User and group as which code runs in namespaces of its own."""
 
 _READ_ONLY, _RECURSIVE, _PRIVATE, _NO_SUID, _NO_DEVICES, _DETACH = (
     1,
@@ -218,37 +216,43 @@ def landlock(
 
 # -- system call filters ---------------------------------------------------------------
 
+# From here on calls are numbered alike on every architecture, and refused, whether they
+# are known here or not: all are from 2019 or later, and programs do without them on the
+# kernels from before.
+_FIRST_NEW = 425
 # Not needed for computing, and where most holes of the kernel were found; or a way to
 # take memory that no limit counts; or a way to the network or another process.
 _REFUSED = (
-    *("socket", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd"),
-    *("kcmp", "mount", "umount2", "move_mount", "open_tree", "fsopen", "fsmount"),
-    *("fsconfig", "fspick", "mount_setattr", "pivot_root", "chroot", "unshare"),
-    *("setns", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup"),
-    *("io_uring_enter", "io_uring_register", "keyctl", "add_key", "request_key"),
+    *("socket", "ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "mount"),
+    *("umount2", "pivot_root", "chroot", "unshare", "setns", "bpf", "perf_event_open"),
+    *("userfaultfd", "keyctl", "add_key", "request_key"),
     *("kexec_load", "kexec_file_load", "init_module", "finit_module"),
     *("delete_module", "reboot", "swapon", "swapoff", "acct", "quotactl", "syslog"),
     *("open_by_handle_at", "name_to_handle_at", "settimeofday", "clock_settime"),
     *("clock_adjtime", "adjtimex", "iopl", "ioperm", "modify_ldt", "fanotify_init"),
-    *("memfd_create", "memfd_secret", "shmget", "msgget", "semget", "mq_open"),
+    *("memfd_create", "shmget", "shmat", "shmctl", "msgget", "msgsnd", "msgrcv"),
+    *("msgctl", "semget", "semop", "semtimedop", "semctl", "mq_open", "mq_unlink"),
     *("setpriority", "sched_setscheduler", "sched_setparam", "sched_setattr"),
-    *("ioprio_set", "process_madvise", "migrate_pages", "move_pages"),
+    *("ioprio_set", "migrate_pages", "move_pages"),
 )
 # Only for the own process, which is number 0.
 _REFUSED_FOR_OTHERS = ("prlimit64", "sched_setaffinity")
 # What Landlock leaves open: changing what a file is without opening it.
 _REFUSED_ON_FILES = (
-    *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown"),
-    *("fchownat", "utime", "utimes", "futimesat", "utimensat", "setxattr"),
-    *("lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr"),
+    *("chmod", "fchmod", "fchmodat", "chown", "lchown", "fchown", "fchownat"),
+    *("utime", "utimes", "futimesat", "utimensat", "setxattr", "lsetxattr"),
+    *("fsetxattr", "removexattr", "lremovexattr", "fremovexattr"),
 )
 _NAMESPACE_FLAGS = (
     *(NEW_MOUNTS, NEW_USERS, NEW_PROCESSES, NEW_NETWORK, NEW_IPC),
     *(NEW_HOST_NAME, NEW_CGROUPS),
 )
-_TYPE_INTO_TERMINAL = 0x5412
+# The kernel looks at 32 bits of it, a filter at 64.
+_COMMAND, _TYPE_INTO_TERMINAL = 0xFFFFFFFF, 0x5412
+_SHARED_ANONYMOUS = 0x21
 _ALLOW, _ERROR = 0x7FFF0000, 0x00050000
-_UNEQUAL, _EQUAL, _EQUAL_MASKED = 1, 4, 7
+_UNEQUAL, _EQUAL_MASKED = 1, 7
+_SET_FILTER, _BY_PROGRAM = 22, 2
 
 
 class _Condition(ctypes.Structure):
@@ -272,6 +276,22 @@ def load_early() -> None:
         pass  # then the levels that need it say so
 
 
+def _refuse_new_calls() -> None:
+    """Refuse calls by number, which libseccomp can't."""
+    load, jump_if_at_least, answer = 0x20, 0x35, 0x06
+    steps = struct.pack(
+        "=" + 4 * "HBBI",
+        *(load, 0, 0, 0),
+        *(jump_if_at_least, 0, 1, _FIRST_NEW),
+        *(answer, 0, 0, _ERROR | errno.ENOSYS),
+        *(answer, 0, 0, _ALLOW),
+    )
+    kept = ctypes.create_string_buffer(steps)
+    program = struct.pack("@HP", 4, ctypes.addressof(kept))
+    done = _libc.prctl(_SET_FILTER, ctypes.c_ulong(_BY_PROGRAM), program)
+    _checked(done, "prctl for a filter")
+
+
 def filter_system_calls(*, file_marks: bool) -> None:
     """Refuse, from now on and for all descendants, calls that computing does without.
 
@@ -279,16 +299,22 @@ def filter_system_calls(*, file_marks: bool) -> None:
         file_marks: Whether modes, owners and times of files may be changed.
 
     Raises:
-        OSError: If libseccomp is not there, or the kernel takes no filter.
+        OSError: If libseccomp is not there or does not know a call that must be
+            refused, or the kernel takes no filter.
     """
+    _refuse_new_calls()
     library = _seccomp()
     library.seccomp_init.restype = ctypes.c_void_p
     rules = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(_ALLOW)))
 
     def refuse(call: str, code: int, *condition: int) -> None:
         number = library.seccomp_syscall_resolve_name(call.encode())
-        if number == -1:  # a call younger than the library
-            return
+        if number == -1:
+            raise OSError(
+                errno.ENOSYS,
+                f"seccomp rule for {call}: libseccomp must know this call to refuse "
+                "it, and does not. Install a newer one",
+            )
         of = _Condition(*condition)
         done = library.seccomp_rule_add_array(
             *(rules, ctypes.c_uint32(_ERROR | code), number),
@@ -299,13 +325,14 @@ def filter_system_calls(*, file_marks: bool) -> None:
 
     for call in _REFUSED if file_marks else (*_REFUSED, *_REFUSED_ON_FILES):
         refuse(call, errno.EPERM)
-    # Its flags lie in memory, where a filter can not look; without it, `clone` is used.
-    refuse("clone3", errno.ENOSYS)
+    # `clone3`, whose flags lie where a filter can not look, is among the new ones.
     for flag in _NAMESPACE_FLAGS:
         refuse("clone", errno.EPERM, 0, _EQUAL_MASKED, flag, flag)
     for call in _REFUSED_FOR_OTHERS:
         refuse(call, errno.EPERM, 0, _UNEQUAL, 0, 0)
-    refuse("ioctl", errno.EPERM, 1, _EQUAL, _TYPE_INTO_TERMINAL, 0)
+    refuse("ioctl", errno.EPERM, 1, _EQUAL_MASKED, _COMMAND, _TYPE_INTO_TERMINAL)
+    # One page of such a mapping keeps all that was ever written to it, uncounted.
+    refuse("mmap", errno.EPERM, 3, _EQUAL_MASKED, *(2 * [_SHARED_ANONYMOUS]))
     done = library.seccomp_load(rules)
     if done < 0:
         raise OSError(-done, f"seccomp_load: {os.strerror(-done)}")
