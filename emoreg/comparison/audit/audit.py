@@ -182,7 +182,6 @@ def audit(
         seed=seed,
     )
     check_belonging(case, vectors)
-    meta = {name: table.meta for name, table in case.tables.items()}
     checks = [
         *held_out_readers(case),
         success_kept(case),
@@ -191,8 +190,8 @@ def audit(
         *rerouting_checks(case, _basis(vectors, case)),
         *meaning_checks(case),
         *guard_checks(case),
-        steering_check(doses or {}, meta),
-        conduct_check(conduct or {}, meta),
+        steering_check(doses or {}, case.metas),
+        conduct_check(conduct or {}, case.metas),
         *honesty_checks(case),
         cross_check(case, cross or {}),
         *against_arms(case),

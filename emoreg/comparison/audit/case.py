@@ -65,6 +65,11 @@ class Case:
         """Return the arms beside before and after."""
         return tuple(name for name in self.tables if name not in (BEFORE, AFTER))
 
+    @property
+    def metas(self) -> dict[str, dict[str, Any]]:
+        """Return what each arm's table says of itself."""
+        return {name: table.meta for name, table in self.tables.items()}
+
     @cached_property
     def slopes(self) -> dict[str, Slopes]:
         """Return every arm's readings, on the prompts that all of them have."""
