@@ -164,6 +164,15 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        temporary.rename(folder)
+        _put(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(made: Path, folder: Path) -> None:
+    """Move a folder to its place, if no other process has put its own there."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not (folder / "config.json").exists():
+            raise

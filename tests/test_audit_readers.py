@@ -31,7 +31,12 @@ from emoreg.vectors.audit_readers import (
 from emoreg.vectors.audit_split import AuditSplit
 from emoreg.vectors.comments import EMOTION_OF, labelled_comments, read_comments
 from emoreg.vectors.corpus import Corpus
-from emoreg.vectors.dialogues import labelled_dialogues, pool_dialogues, turn_spans
+from emoreg.vectors.dialogues import (
+    dialogues_of,
+    labelled_dialogues,
+    pool_dialogues,
+    turn_spans,
+)
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.extract import extract
 from emoreg.vectors.reader_fits import METHODS, applied, lda, mlp, pca_contrast
@@ -211,8 +216,7 @@ def test_a_file_carries_readers_and_split(audit: AuditReaders, tmp_path: Path) -
         )
         assert bool(one[:, 3].isnan().all())  # never fitted on *greedy*
     plain = replace(vectors, audit=None, split=None)
-    # What readings of the vectors' own readers rest on is as it was.
-    assert plain.hash == vectors.hash
+    assert plain.hash != vectors.hash == back.hash
     plain = EmotionVectors.load(plain.save(tmp_path / "plain.safetensors"))
     assert (plain.audit, plain.split) == (None, None)
     first = audit.readers[0]
@@ -220,6 +224,8 @@ def test_a_file_carries_readers_and_split(audit: AuditReaders, tmp_path: Path) -
     moved = replace(first, maps=(((weight + 1e-6, bias),),))
     changed = AuditReaders(readers=(moved, *audit.readers[1:]))
     assert changed.hash != audit.hash  # control: the hash sees the weights
+    # So tables that were read with other audit readers are told apart.
+    assert replace(vectors, audit=changed).hash != vectors.hash
 
 
 def test_a_split_that_was_changed_is_refused(
@@ -315,6 +321,9 @@ def test_a_dialogue_is_the_mean_over_all_words_of_who_feels(
     all_places = [p for span in spans for p in range(*span)]
     wrong = states[2][0, all_places].mean(0)  # control: the other speaker's words too
     assert not torch.allclose(found[0, 0], wrong, atol=1e-4)
+    silent = [dialogue, {**dialogue, "speaker": "User"}]
+    with pytest.raises(ValueError, match="found 'User' where the roles are user, ass"):
+        pool_dialogues(model, tokenizer, silent, (1, 2), quiet=True)
 
 
 def goemotions(folder: Path) -> Path:
@@ -381,7 +390,88 @@ def test_extraction_fits_the_audits_readers_too(
         model, tokenizer, Corpus.packaged(), emotions=emotions, quiet=True, audit=False
     ).vectors
     assert bare.audit is None
-    assert bare.hash == found.hash  # the vectors themselves are what they were
+    # The vectors themselves are what they were.
+    assert bare.hash == replace(found, audit=None, split=None).hash
+
+
+def small_corpus(folder: Path, dialogues: Callable[[dict], dict | None]) -> Corpus:
+    """Return a part of the packaged corpus, with its dialogues as they are changed."""
+    packaged = Corpus.packaged()
+    (folder / "stories").mkdir(parents=True)
+    for emotion in (*EMOTIONS, "joyful"):
+        content = (packaged.root / "stories" / f"{emotion}.jsonl").read_bytes()
+        (folder / "stories" / f"{emotion}.jsonl").write_bytes(content)
+    (folder / "emotions.json").write_text(json.dumps([*EMOTIONS, "joyful"]))
+    neutral = (packaged.root / "neutral.jsonl").read_text(encoding="utf-8")
+    (folder / "neutral.jsonl").write_text("\n".join(neutral.splitlines()[:10]))
+    rows = [dialogues(dict(r)) for r in packaged.records("dialogues", split="all")]
+    lines = [json.dumps(row) for row in rows if row]
+    (folder / "dialogues.jsonl").write_text("\n".join(lines))
+    return Corpus(folder)
+
+
+def test_texts_that_are_too_few_leave_out_readers_and_nothing_else(
+    tiny_model: Build,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen = set[str]()
+
+    def of_proud_one(row: dict) -> dict | None:
+        again = row["emotion"] in seen and row["emotion"] == "proud"
+        seen.add(row["emotion"])
+        return None if again else row
+
+    comments = goemotions(tmp_path)
+    (comments / "dev.tsv").write_text("the bus came\t19\tn")  # none to test on
+    assert (comments / "emotions.txt").read_text().splitlines()[19] == "neutral"
+    corpus = small_corpus(tmp_path / "corpus", of_proud_one)
+    how: dict[str, Any] = {"quiet": True, "goemotions": comments}
+    with caplog.at_level("INFO", logger="emoreg"):
+        found = extract(tiny_model("llama"), tokenizer, corpus, **how).vectors
+    assert found.audit is not None
+    assert {name.rpartition("-")[2] for name in found.audit.names} == {
+        *("stories", "dialogues")
+    }
+    assert set(found.audit["lda-dialogues"].emotions) == {"calm", "sad"}
+    assert "No reader of dialogues for proud, which has one" in caplog.messages
+    assert "No reader of human: there are none to test it on" in caplog.messages
+    only_fit = small_corpus(
+        tmp_path / "fit", lambda row: row if row["split"] == "fit" else None
+    )
+    assert dialogues_of(only_fit, EMOTIONS, "fit")
+    assert dialogues_of(only_fit, EMOTIONS, "test") == []  # and not an error
+
+
+@pytest.mark.parametrize(
+    ("how", "speaker", "message"),
+    [
+        ({"emotions": ("calm", "sad", "calm")}, "user", "found 'calm' 2 times"),
+        ({"emotions": ("calm",)}, "user", "two emotions or more.*found `calm` alone"),
+        ({}, "human", r"dialogues\.jsonl:1: `speaker` must be .*`human`"),
+        ({"goemotions": Path("nowhere")}, "user", r"must hold emotions\.txt"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_model_reads(
+    tiny_model: Build,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: dict[str, Any],
+    speaker: str,
+    message: str,
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the model was asked to read")
+
+    monkeypatch.setattr("emoreg.vectors.extract.read_neutral", read)
+    wrong = small_corpus(tmp_path / "corpus", lambda row: row | {"speaker": speaker})
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match=message):
+        extract(model, tokenizer, wrong, quiet=True, **how)
+    with pytest.raises(AssertionError, match="asked to read"):  # control
+        extract(model, tokenizer, Corpus.packaged(), emotions=EMOTIONS, quiet=True)
 
 
 def test_a_base_model_without_template_is_extracted_all_the_same(

@@ -143,6 +143,9 @@ def test_stories_do_not_name_their_emotion(corpus: Corpus) -> None:
         ("It was made of tin.", "mad", None),
         ("The contents of the box.", "content", "contents"),
         ("A thing of hope.", "hopeful", "hope"),
+        ("'Desperate times,' she said.", "desperate", "Desperate"),
+        ("She called it 'calm'.", "calm", "calm"),
+        ("An o'calm evening.", "calm", None),
     ],
 )
 def test_names_are_found_as_whole_words(
@@ -290,6 +293,20 @@ def test_a_broken_twin_is_refused_with_its_line(
     edit_line(copy, TWINS, 2, edit)
     with pytest.raises(ValueError, match=re.escape(TWINS) + message):
         Corpus(copy).transcripts("dev")
+
+
+@pytest.mark.parametrize("name", ["dialogues", "masked_dialogues"])
+def test_who_feels_something_must_speak(copy: Path, name: str) -> None:
+    if name == "masked_dialogues":
+        first = (copy / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()[0]
+        row = json.loads(first) | {"felt": "sad", "shown": "calm"}
+        lines = [json.dumps(row | {"id": f"md{number}"}) for number in range(3)]
+        (copy / f"{name}.jsonl").write_text("\n".join(lines))
+    assert Corpus(copy).records(name, split="all")  # control
+    edit_line(copy, f"{name}.jsonl", 3, put(speaker="User"))
+    message = rf"{name}\.jsonl:3: `speaker` must be .*`User` where .*`user`.*Write"
+    with pytest.raises(ValueError, match=message):
+        Corpus(copy).records(name, split="all")
 
 
 def test_repeated_ids_are_refused(copy: Path) -> None:

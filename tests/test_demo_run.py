@@ -168,5 +168,17 @@ def test_plans_speak_of_held_out_prompts_only() -> None:
     assert set(styles.values()) == {2 * 8}  # four styles, eight twins of each
 
 
+def test_two_first_uses_at_once_end_in_one_folder(tmp_path: Path) -> None:
+    one, other, folder = (tmp_path / name for name in ("one", "other", "model"))
+    for made in (one, other):
+        made.mkdir()
+        (made / "config.json").write_text(made.name)
+        demo._put(made, folder)
+    assert (folder / "config.json").read_text() == "one"
+    (folder / "config.json").rename(folder / "something else")
+    with pytest.raises(OSError, match="not empty"):  # control: that is no model
+        demo._put(other, folder)
+
+
 def test_the_dtype_is_chosen_by_what_the_machine_does_faster() -> None:
     assert demo.fastest_dtype() in (torch.float32, torch.bfloat16)

@@ -498,6 +498,7 @@ def test_a_corpus_of_many_parts_is_read_once(
         (lambda s: not (s.emotion == "sad" and s.topic < "t06"), "found 1 of `sad`"),
         (lambda s: s.topic not in ("t07", "t08"), "t07, t08, by which layers"),
         (lambda s: s.topic < "t09", "t09, t10, t11, t12, by which accuracy"),
+        (lambda s: s.emotion == "sad", "two emotions or more.*found `sad` alone"),
     ],
 )
 def test_a_corpus_too_thin_is_refused_before_a_text_is_read(

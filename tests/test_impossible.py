@@ -129,7 +129,7 @@ def test_names_stand_once_and_a_file_holds_something(tmp_path: Path) -> None:
     assert task.name == "double/impossible"
     with pytest.raises(ValueError, match="must hold a task of the twins"):
         load_tasks(written(tmp_path, only), twins=("solvable",))
-    with pytest.raises(ValueError, match="must have this file"):
+    with pytest.raises(ValueError, match="there must be this file"):
         load_tasks(tmp_path / "none.jsonl")
 
 

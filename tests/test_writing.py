@@ -28,7 +28,7 @@ from emoreg.vectors.extract import extract
 from emoreg.writing import checks
 from emoreg.writing.checks import REASONS, Seen, drafts, messages_in
 from emoreg.writing.corpus_files import write_corpus
-from emoreg.writing.endpoint import RETRIES, EndpointWriter
+from emoreg.writing.endpoint import RETRIES, SILENT, EndpointWriter
 from emoreg.writing.journal import NAME, Journal
 from emoreg.writing.judging import ATTEMPTS, judge
 from emoreg.writing.local import LocalWriter, _asked, _OwnDraws
@@ -84,6 +84,7 @@ class Server(ThreadingHTTPServer):
         self.released = threading.Event()
         self.headers: dict[str, str] = {}
         self.wrap: Callable[[str], str] = lambda text: text
+        self.mood_of: Callable[[str], str] = lambda _: "well"
 
     @property
     def url(self) -> str:
@@ -99,8 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         length = int(self.headers["Content-Length"])
         request = json.loads(self.rfile.read(length))
+        prompt = request["messages"][0]["content"]
         with self.server.lock:
-            mood = self.server.moods.pop(0) if self.server.moods else "well"
+            moods = self.server.moods
+            mood = moods.pop(0) if moods else self.server.mood_of(prompt)
             self.server.asked.append(request)
             self.server.keys.append(str(self.headers.get("Authorization")))
             self.server.times.append(time.monotonic())
@@ -116,7 +119,11 @@ class _Handler(BaseHTTPRequestHandler):
         if mood.isdigit():
             self._send(int(mood), b'{"error": {"message": "told to"}}')
             return
-        text = self.server.wrap(answer_to(request["messages"][0]["content"]))
+        if mood == "filter":
+            self._send(400, b'{"error": {"code": "content_filter"}}')
+            return
+        text = self.server.wrap(answer_to(prompt))
+        silent = {"thinks": "length", "filtered": "content_filter"}
         body = json.dumps(
             {
                 "id": "x",
@@ -126,10 +133,10 @@ class _Handler(BaseHTTPRequestHandler):
                 "choices": [
                     {
                         "index": 0,
-                        "finish_reason": "length" if mood == "thinks" else "stop",
+                        "finish_reason": silent.get(mood, "stop"),
                         "message": {
                             "role": "assistant",
-                            "content": None if mood == "thinks" else text,
+                            "content": None if mood in silent else text,
                         },
                     }
                 ],
@@ -286,7 +293,8 @@ def test_other_settings_do_not_go_on(server: Server, tmp_path: Path) -> None:
 def test_a_corpus_from_elsewhere_is_not_overwritten(
     server: Server, tmp_path: Path
 ) -> None:
-    for name in ("emotions.json", "neutral.jsonl", "masked.jsonl"):
+    written = [f"{kind}.jsonl" for kind in KINDS if kind != "stories"]
+    for name in ("emotions.json", *written):
         folder = tmp_path / name
         folder.mkdir()
         (folder / name).write_text("mine")
@@ -370,7 +378,7 @@ def test_an_answer_that_does_not_come_is_asked_for_again(
     assert found.taken == {"stories": 12}
 
 
-@pytest.mark.parametrize("mood", ["500", "nonsense", "empty"])
+@pytest.mark.parametrize("mood", ["500", "nonsense"])
 def test_what_does_not_pass_stops_and_keeps_what_there_is(
     server: Server, tmp_path: Path, mood: str
 ) -> None:
@@ -388,10 +396,54 @@ def test_what_does_not_pass_stops_and_keeps_what_there_is(
 def test_what_will_not_pass_is_not_tried_again(
     server: Server, tmp_path: Path, mood: str
 ) -> None:
-    server.moods = [mood]
-    with pytest.raises(ConnectionError, match=f"status {mood}: .*told to"):
-        stories(writer(server, concurrency=1), tmp_path, emotions=("calm",), quiet=True)
-    assert len(server.asked) == 1
+    # Not at the first request, nor later: it may say that a prompt is too long.
+    for many in (1, 4):
+        server.moods, server.asked = ["well"] * (many - 1) + [mood], []
+        asked = writer(server, concurrency=1)
+        with pytest.raises(ConnectionError, match=f"status {mood}: .*told to"):
+            stories(asked, tmp_path / str(many), emotions=("calm",), quiet=True)
+        assert len(server.asked) == many
+
+
+@pytest.mark.parametrize("mood", ["empty", "thinks", "filter", "filtered"])
+def test_a_prompt_without_a_text_does_not_keep_others_from_theirs(
+    server: Server, tmp_path: Path, mood: str
+) -> None:
+    """It is the very first one, and later the only one that is left."""
+    server.mood_of = lambda prompt: mood if "message arrives" in prompt else "well"
+    how: dict[str, Any] = {"emotions": ("calm",), "kinds": ("stories",), "quiet": True}
+    found = stories(writer(server, concurrency=1, pause=0.001), tmp_path, **how)
+    assert found.taken == {"stories": 11}
+    assert found.rejected == {checks.EMPTY: ATTEMPTS}
+    assert found.given_up == ("story/calm/t01",)
+    tries = 1 if mood.startswith("filter") else RETRIES + 1
+    assert len(server.asked) == 11 + ATTEMPTS * tries
+    whole, lines = files(tmp_path), (tmp_path / NAME).read_bytes().splitlines(True)
+    (tmp_path / NAME).write_bytes(b"".join(lines[:-1]))
+    again = stories(writer(server, concurrency=1, pause=0.001), tmp_path, **how)
+    assert again.given_up == found.given_up
+    assert files(tmp_path) == whole
+
+
+def test_where_no_prompt_has_a_text_that_is_said(
+    server: Server, tmp_path: Path
+) -> None:
+    server.mood_of = lambda _: "empty"
+    asked = writer(server, concurrency=1, pause=0.001)
+    with pytest.raises(ConnectionError, match="an answer without text"):
+        stories(asked, tmp_path, emotions=("calm",), kinds=("stories",), quiet=True)
+    assert len(server.asked) >= SILENT * (RETRIES + 1)
+    assert (tmp_path / NAME).read_bytes().count(b"\n") == 1  # nothing counts as said
+
+
+def test_half_a_character_is_written_as_one_that_is_lacking(
+    server: Server, tmp_path: Path
+) -> None:
+    server.wrap = lambda text: f"\ud83d \U0001f600 {text}"
+    how: dict[str, Any] = {"emotions": ("calm",), "kinds": ("stories",), "quiet": True}
+    assert stories(writer(server), tmp_path, **how).taken == {"stories": 12}
+    story = Corpus(tmp_path).stories(split="all")[0]
+    assert story.text.startswith("\ufffd \U0001f600 w")
 
 
 def test_no_server_is_said_in_a_line(
@@ -529,16 +581,17 @@ def test_the_command_says_what_was_written(
     status = main(
         [
             *("stories", "--endpoint", server.url, "--model", "m", "--quiet"),
-            *("--emotions", "wistful", "--kinds", "stories", "--out", str(tmp_path)),
+            *("--emotions", "wistful", "keen", "--kinds", "stories"),
+            *("--out", str(tmp_path)),
         ]
     )
     assert status == 0
     said, lacking, where = capsys.readouterr().out.splitlines()
-    assert said == "stories: 12 of 12 texts"
+    assert said == "stories: 24 of 24 texts"
     assert lacking.startswith("`emoreg extract` can't use it yet: neutral.jsonl")
     assert where == f"The corpus: {tmp_path}"
     assert (tmp_path / "written.txt").read_text() == f"{said}\n{lacking}\n"
-    assert Corpus(tmp_path).emotions() == ("wistful",)  # any word is an emotion
+    assert Corpus(tmp_path).emotions() == ("wistful", "keen")  # any word is an emotion
     assert server.asked[0]["model"] == "m"
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, final
 
@@ -16,6 +16,8 @@ STORIES, DIALOGUES, HUMAN = "stories", "dialogues", "human"
 """Texts that readers are fitted on."""
 LINEAR_ALREADY = ("lda", "logistic")
 """Methods by which stories have a reader among the vectors' own."""
+FEWEST = 2
+"""Texts of an emotion to fit on, and emotions of a reader."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -24,6 +26,12 @@ class LabelledTexts:
 
     values: Float[Tensor, "text layer d_model"]
     labels: tuple[str, ...]
+
+    def of(self, emotions: Collection[str]) -> "LabelledTexts":
+        """Return the texts of `emotions`."""
+        rows = [i for i, label in enumerate(self.labels) if label in emotions]
+        labels = tuple(self.labels[row] for row in rows)
+        return LabelledTexts(values=self.values[rows], labels=labels)
 
 
 @final
@@ -175,23 +183,23 @@ def fit_audit_readers(
             texts to fit on.
     """
     emotions = tuple(dict.fromkeys(fit.labels))
-    few = [e for e in emotions if fit.labels.count(e) < 2]
-    if few or len(emotions) < 2:
+    few = [e for e in emotions if fit.labels.count(e) < FEWEST]
+    if few or len(emotions) < FEWEST:
         raise ValueError(
             f"readers need two emotions or more with two {source} each to fit on, "
             f"found {len(emotions)}, of which too few for {few or 'none'}. Add texts, "
             "or leave these emotions out"
         )
     truth = torch.tensor([emotions.index(label) for label in fit.labels])
-    kept = [row for row, label in enumerate(test.labels) if label in emotions]
-    judged = torch.tensor([emotions.index(test.labels[row]) for row in kept])
+    kept = test.of(emotions)
+    judged = torch.tensor([emotions.index(label) for label in kept.labels])
     readers = []
     for method in methods:
         maps, hits = [], []
         for layer in at:
             column = list(layers).index(layer)
             maps.append(METHODS[method](fit.values[:, column].float(), truth))
-            scores = applied(maps[-1], test.values[kept, column].float())
+            scores = applied(maps[-1], kept.values[:, column].float())
             hits.append(float((scores.argmax(-1) == judged).float().mean()))
         readers.append(
             AuditReader(
@@ -200,7 +208,7 @@ def fit_audit_readers(
                 emotions=emotions,
                 maps=tuple(maps),
                 texts=len(fit.labels),
-                tested=len(kept),
+                tested=len(kept.labels),
                 top1=tuple(hits),
             )
         )

@@ -1,7 +1,8 @@
 """Fitting all readers of an audit, and declaring what is the audit's."""
 
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from emoreg.residual.layers import LayerPlan, num_layers
 from emoreg.residual.store import ActivationStore
 from emoreg.vectors.audit_readers import (
     DIALOGUES,
+    FEWEST,
     HUMAN,
     LINEAR_ALREADY,
     STORIES,
@@ -20,9 +22,9 @@ from emoreg.vectors.audit_readers import (
     fit_audit_readers,
 )
 from emoreg.vectors.audit_split import AuditSplit
-from emoreg.vectors.comments import labelled_comments
+from emoreg.vectors.comments import labelled_comments, read_comments
 from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS, EMOTIONS_TEST_TOPICS, Corpus
-from emoreg.vectors.dialogues import labelled_dialogues
+from emoreg.vectors.dialogues import dialogues_of, labelled_dialogues, words_of
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.pooled import StoryActivations
 from emoreg.vectors.reader_fits import METHODS
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 COMMENTS_EACH = 120
 """At most so many comments of each emotion are read."""
+COMMENTS = ("train", "dev")
+"""Splits of comments that readers are fitted on and tested on."""
 FEWEST_COMMENTS = 20
 """An emotion with fewer has no reader fitted on comments."""
 
@@ -47,6 +51,26 @@ class AuditTexts:
     """The GoEmotions folder; no reader of human text without it."""
     quiet: bool = False
     store: ActivationStore | None = None
+
+    @property
+    def have_dialogues(self) -> bool:
+        """Whether there are dialogues, and a template to write them by."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        return self.corpus.has("dialogues") and bool(template)
+
+    def check(self, emotions: Sequence[str]) -> None:
+        """Go through them without the model, so that it reads none in vain.
+
+        Raises:
+            ValueError: If a dialogue is wrong, the template changes what one says, or
+                the GoEmotions folder lacks a file.
+        """
+        if self.have_dialogues:
+            words_of(self.tokenizer, dialogues_of(self.corpus, emotions, "all"))
+        if self.goemotions is not None:
+            none = {"emotions": (), "per_emotion": 0, "others": 0, "seed": 0}
+            for split in COMMENTS:
+                read_comments(self.goemotions, split, **none)
 
     def dialogues(self, vectors: EmotionVectors, split: str) -> LabelledTexts:
         """Return the corpus's dialogues of a split."""
@@ -82,13 +106,13 @@ class AuditTexts:
         self, vectors: EmotionVectors
     ) -> Iterator[tuple[str, LabelledTexts, LabelledTexts]]:
         """Yield what else there is to fit on, each with its held-out texts."""
-        template = getattr(self.tokenizer, "chat_template", None)
-        if self.corpus.has("dialogues") and template:
+        if self.have_dialogues:
             fit, test = (self.dialogues(vectors, split) for split in ("fit", "test"))
             yield DIALOGUES, fit, test
         if self.goemotions is not None:
-            fit = self.comments(vectors, self.goemotions, "train", FEWEST_COMMENTS)
-            yield HUMAN, fit, self.comments(vectors, self.goemotions, "dev", 1)
+            train, dev = COMMENTS
+            fit = self.comments(vectors, self.goemotions, train, FEWEST_COMMENTS)
+            yield HUMAN, fit, self.comments(vectors, self.goemotions, dev, 1)
 
 
 def with_audit(
@@ -118,10 +142,9 @@ def with_audit(
         methods=[name for name in METHODS if name not in LINEAR_ALREADY],
     )
     for source, fit, test in texts.beside_stories(vectors):
-        if len(set(fit.labels)) < 2:
-            logger.info("No reader of %s: fewer than two emotions have any", source)
-        else:
-            fitted += fit_audit_readers(source, fit, test, at=at, layers=layers)
+        if enough := _with_enough(source, fit, test):
+            kept = fit.of(enough)
+            fitted += fit_audit_readers(source, kept, test, at=at, layers=layers)
     audit = AuditReaders(readers=tuple(fitted))
     return replace(vectors, audit=audit, split=declared_split(vectors, plan, audit))
 
@@ -139,6 +162,22 @@ def declared_split(
         loss_readers=[reader for reader in vectors.readers if reader not in own],
         audit_readers=(*own, *audit.names),
     )
+
+
+def _with_enough(source: str, fit: LabelledTexts, test: LabelledTexts) -> set[str]:
+    """Return the emotions that a reader can be fitted on; none where it can't be."""
+    counts = Counter(fit.labels)
+    enough = {emotion for emotion, count in counts.items() if count >= FEWEST}
+    for emotion in counts:
+        if emotion not in enough:
+            logger.info("No reader of %s for %s, which has one", source, emotion)
+    if len(enough) < FEWEST:
+        logger.info("No reader of %s: fewer than two emotions have two", source)
+        return set()
+    if enough.isdisjoint(test.labels):
+        logger.info("No reader of %s: there are none to test it on", source)
+        return set()
+    return enough
 
 
 def _labelled(stories: StoryActivations) -> LabelledTexts:

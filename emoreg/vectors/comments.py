@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -119,10 +118,7 @@ def labelled_comments(
         quiet=quiet,
         store=store,
     )
-    labels = tuple(emotion for _, emotion in rows)
-    return LabelledTexts(
-        values=values if rows else torch.zeros(0, len(layers), 0), labels=labels
-    )
+    return LabelledTexts(values=values, labels=tuple(emotion for _, emotion in rows))
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Users' own conversations with outcomes, from a JSON Lines file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from emoreg.vectors.records import ANYTHING, MESSAGES, TEXT, Record, read_records
@@ -21,12 +22,23 @@ def read_conversations(path: Path) -> list[Conversation]:
     """
     records = read_records(path, path.parent, required=_FIELDS)
     conversations = [_conversation(record) for record in records]
+    _check_repeats(records)
     if not conversations:
         raise ValueError(
             f"{path.name} must hold at least one conversation, found none. Write one "
             "JSON object a line"
         )
     return conversations
+
+
+def _check_repeats(records: Sequence[Record]) -> None:
+    """Refuse a conversation that stands twice: it would count twice in every mean."""
+    seen: set[str] = set()
+    for record in records:
+        name = str(record.fields["id"])
+        if name in seen:
+            record.fail("each `id` must stand once", f"`{name}` again", "Rename it")
+        seen.add(name)
 
 
 def _conversation(record: Record) -> Conversation:

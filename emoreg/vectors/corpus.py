@@ -32,6 +32,7 @@ from emoreg.vectors.texts import (
     Retain,
     Roles,
     Story,
+    check_speaker,
     neutral_from,
     roles_from,
     slug,
@@ -350,6 +351,8 @@ class Corpus:
                     f"`{record.fields['split']}`",
                     "Mend the field",
                 )
+            if "speaker" in required:
+                check_speaker(record)
         return records
 
     def _of_split(

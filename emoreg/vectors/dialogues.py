@@ -68,20 +68,36 @@ def labelled_dialogues(
     store: ActivationStore | None = None,
 ) -> LabelledTexts:
     """Return the dialogues of a split whose emotion is among `emotions`."""
-    wanted = set(emotions)
-    rows = [
-        dialogue
-        for dialogue in corpus.records("dialogues", split=split)
-        if dialogue["emotion"] in wanted
-    ]
+    rows = dialogues_of(corpus, emotions, split)
     values = pool_dialogues(model, tokenizer, rows, layers, quiet=quiet, store=store)
     return LabelledTexts(values=values, labels=tuple(row["emotion"] for row in rows))
+
+
+def dialogues_of(
+    corpus: Corpus, emotions: Iterable[str], split: str
+) -> list[Mapping[str, Any]]:
+    """Return the dialogues of `fit`, `test` or `all`, if any, of some emotions.
+
+    Raises:
+        ValueError: If a record is wrong, or the file has none at all.
+    """
+    wanted = set(emotions)
+    return [
+        row
+        for row in corpus.records("dialogues", split="all")
+        if row["emotion"] in wanted and split in (row["split"], "all")
+    ]
 
 
 def words_of(
     tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Mapping[str, Any]]
 ) -> list[Passage]:
-    """Return each dialogue with a span for every turn of who feels something."""
+    """Return each dialogue with a span for every turn of who feels something.
+
+    Raises:
+        ValueError: If who feels something says nothing, or the template changes what
+            is said.
+    """
     return [_turns(tokenizer, dialogue) for dialogue in dialogues]
 
 
@@ -93,6 +109,13 @@ def _turns(tokenizer: PreTrainedTokenizerBase, dialogue: Mapping[str, Any]) -> P
         for span, speaker in zip(spans, speakers, strict=True)
         if speaker == dialogue["speaker"]
     ]
+    if not own:
+        raise ValueError(
+            "a dialogue's `speaker` must be the role of one of its messages, found "
+            f"{dialogue['speaker']!r} where the roles are "
+            f"{', '.join(dict.fromkeys(speakers))}. Write the role of who feels "
+            "something"
+        )
     return Passage(ids=ids, spans=tuple(own))
 
 

@@ -161,11 +161,16 @@ class EmotionVectors:
 
     @property
     def hash(self) -> str:
-        """Return the first 16 hex digits of a hash over all that readings rest on."""
+        """Return the first 16 hex digits of a hash over all that readings rest on.
+
+        Those of the audit's readers too, where there are any.
+        """
         digest = hashlib.sha256()
         digest.update(json.dumps([self.readers, self.layers, self.emotions]).encode())
         for tensor in (self.directions, self.centre):
             digest.update(tensor.contiguous().numpy().tobytes())
+        if self.audit is not None:
+            digest.update(self.audit.hash.encode())
         return digest.hexdigest()[:16]
 
     @property

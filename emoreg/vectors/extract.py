@@ -1,6 +1,7 @@
 """Stories through a model, into emotion vectors with a held-out accuracy."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from emoreg.vectors.corpus import Corpus, Neutral
 from emoreg.vectors.extraction import Extraction, fit_and_test
 from emoreg.vectors.fit import VectorFitter
 from emoreg.vectors.pooled import FIRST_TOKEN, story_parts
-from emoreg.vectors.texts import check_splits
+from emoreg.vectors.texts import Story, check_splits
 
 
 def extract(
@@ -66,15 +67,17 @@ def extract(
         goemotions: The GoEmotions folder, for readers of what people wrote.
 
     Raises:
-        ValueError: On an unknown emotion, or a story shorter than 50 tokens.
+        ValueError: On an unknown emotion, or texts that are too few, short or wrong.
         FloatingPointError: On activations that are not finite.
     """
     plan = LayerPlan.for_depth(num_layers(model))
     depth = num_layers(model)
     layers = plan.monitor if layers is None else checked_layers(layers, depth)
-    emotions = corpus.emotions() if emotions is None else tuple(emotions)
-    stories = corpus.stories(emotions, split="all")
-    check_splits(stories)
+    emotions, stories = _asked_for(corpus, emotions)
+    also: Any = {"goemotions": goemotions, "quiet": quiet, "store": store}
+    texts = AuditTexts(model=model, tokenizer=tokenizer, corpus=corpus, **also)
+    if audit:
+        texts.check(emotions)
     fitter = VectorFitter(
         emotions=emotions, layers=sorted(layers), d_model=d_model(model)
     )
@@ -87,10 +90,24 @@ def extract(
         extraction = fit_and_test(parts, fitter, denoise, shrinkage, provenance)
     if not audit:
         return extraction
-    also: Any = {"goemotions": goemotions, "quiet": quiet, "store": store}
-    texts = AuditTexts(model=model, tokenizer=tokenizer, corpus=corpus, **also)
     vectors = with_audit(extraction.vectors, extraction.sample, texts)
     return replace(extraction, vectors=vectors)
+
+
+def _asked_for(
+    corpus: Corpus, emotions: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[Story, ...]]:
+    """Return the emotions with all of their stories, if there is enough to fit on."""
+    names = corpus.emotions() if emotions is None else tuple(emotions)
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(
+                f"`emotions` must name each once, found {name!r} {count} times. Leave "
+                "the repeats out"
+            )
+    stories = corpus.stories(names, split="all")
+    check_splits(stories)
+    return names, stories
 
 
 def read_neutral(

@@ -129,8 +129,8 @@ def _read_text(path: Path, name: str) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ValueError(
-            f"{name}: the corpus must have this file, found none in "
-            f"`{path.parent}`. Add it, or point `Corpus` at a complete folder."
+            f"{name}: there must be this file, found none in `{path.parent}`. Correct "
+            "its name, or add it; a corpus needs the files of the packaged one."
         ) from None
     except UnicodeDecodeError as error:
         raise ValueError(

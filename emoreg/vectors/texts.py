@@ -52,11 +52,17 @@ def check_splits(stories: Sequence[Story]) -> None:
     """Check that there is enough to fit, to choose layers and to test.
 
     Raises:
-        ValueError: If an emotion has fewer than two stories to fit on, or a part of the
-            split has none.
+        ValueError: If there is one emotion alone, one has fewer than two stories to fit
+            on, or a part of the split has none.
     """
     fit = Counter(s.emotion for s in stories if s.topic in EMOTIONS_FIT_TOPICS[:6])
     emotions = dict.fromkeys(story.emotion for story in stories)
+    if len(emotions) < 2:
+        raise ValueError(
+            "there must be stories of two emotions or more, since a vector is a "
+            f"difference from their mean, found `{'`, `'.join(emotions)}` alone. Add "
+            "another"
+        )
     for emotion in emotions:
         if fit[emotion] < 2:
             raise ValueError(
@@ -165,6 +171,22 @@ def story_from(record: Record, emotions: Collection[str]) -> Story:
             "Rewrite the sentence or delete the story",
         )
     return story
+
+
+def check_speaker(record: Record) -> None:
+    """Check that the one who feels something in a dialogue says something.
+
+    Raises:
+        ValueError: If no message has the role that `speaker` names.
+    """
+    speaker = record.fields["speaker"]
+    roles = dict.fromkeys(message["role"] for message in record.fields["messages"])
+    if speaker not in roles:
+        record.fail(
+            "`speaker` must be the role of a message, whose words are read",
+            f"`{speaker}` where the roles are `{'`, `'.join(roles)}`",
+            "Write the role of who feels something",
+        )
 
 
 def neutral_from(record: Record) -> Neutral:

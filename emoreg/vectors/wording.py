@@ -51,7 +51,8 @@ def _pattern(emotion: str) -> re.Pattern[str]:
     else:
         stems = "|".join(re.escape(stem) for stem in _stems(words[0]))
         body = f"(?:{stems}){_INFLECTIONS}"
-    return re.compile(rf"(?<![\w'])(?:{body})(?!\w)", re.IGNORECASE)
+    # An apostrophe belongs to the word only after a letter; else it is a quote.
+    return re.compile(rf"(?<!\w)(?<!\w')(?:{body})(?!\w)", re.IGNORECASE)
 
 
 def name_in(text: str, emotion: str) -> str | None:

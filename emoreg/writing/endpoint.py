@@ -2,11 +2,12 @@
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, final
+from typing import Any, Final, final
 
 from emoreg.writing.writer import Prompt, check_sampling
 
@@ -14,6 +15,16 @@ RETRIES, PAUSE, LONGEST_PAUSE = 5, 0.5, 30.0
 """How often a request is tried again; seconds before the first time, doubled each."""
 LONGEST_ASKED = 300.0
 """Seconds of pause that a server may ask for with `Retry-After`."""
+SILENT = 3
+"""Prompts without a text, and none with one so far, from which on not they are at
+fault but how the endpoint is asked."""
+# Only refusals that speak of a filter: others of status 400, as of a conversation that
+# is too long, are about settings and must be told.
+_FILTERED: Final = re.compile(
+    r"content[ _]?(?:filter|(?:management )?policy|exists risk)|usage polic|"
+    r"moderation|flagged|inappropriate",
+    re.IGNORECASE,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +35,10 @@ class _Said:
     """What came of one request: a text, or what came in its place."""
 
     text: str | None = None
+    """Empty where a filter would let none through."""
     instead: str = ""
+    answered: bool = False
+    """Whether what came instead is an answer, if one without text."""
     wait: float = 0.0
     """Seconds that the server asks to wait."""
 
@@ -36,6 +50,9 @@ class EndpointWriter:
     What may pass is tried again with longer and longer pauses, or the pause that the
     server asks for: a refused or broken connection, no answer in time, status 408, 409,
     429 and 5xx, an answer that holds no text. What won't is not: any other status.
+
+    A prompt that never gets a text, or that a filter refuses, has an empty answer: it
+    must not keep the others from theirs. While no prompt has one, that is no answer.
     """
 
     def __init__(
@@ -87,6 +104,7 @@ class EndpointWriter:
         self._url, self._model, self._concurrency = url, model, concurrency
         self._temperature, self._pause = temperature, pause
         self._extra = dict(extra or {})
+        self._worked = False
 
     def settings(self) -> dict[str, Any]:
         """Return the model's name and how it samples; not where it is."""
@@ -97,13 +115,39 @@ class EndpointWriter:
         """Yield each prompt's place with its answer, as each comes.
 
         Raises:
-            ConnectionError: If a request failed for good; those under way are waited
-                for and yielded first.
+            ConnectionError: If a request failed for good, or `SILENT` prompts have no
+                text and none has; those under way are waited for and yielded first.
         """
+        stop, silent = threading.Event(), list[int]()
+        failed: BaseException | None = None
+        try:
+            for place, said in self._said(prompts, stop):
+                if isinstance(said, BaseException):
+                    failed = failed or said
+                elif said.text is None:
+                    silent.append(place)
+                    if len(silent) == SILENT and not self._worked:
+                        failed = failed or self._failure(said)
+                        stop.set()
+                else:
+                    self._worked = self._worked or bool(said.text)
+                    yield place, said.text
+                if self._worked:
+                    yield from ((place, "") for place in silent)
+                    silent.clear()
+        finally:
+            stop.set()
+        if failed is not None:
+            raise failed
+        yield from ((place, "") for place in silent)
+
+    def _said(
+        self, prompts: Sequence[Prompt], stop: threading.Event
+    ) -> Iterator[tuple[int, _Said | BaseException]]:
+        """Yield what came of each prompt, until `stop` is set; an error sets it."""
         places = [n for n, prompt in enumerate(prompts) if not prompt.answered]
-        todo = iter(places)
-        done: SimpleQueue[tuple[int, str | BaseException] | None] = SimpleQueue()
-        stop, lock = threading.Event(), threading.Lock()
+        todo, lock = iter(places), threading.Lock()
+        done: SimpleQueue[tuple[int, _Said | BaseException] | None] = SimpleQueue()
 
         def work() -> None:
             while not stop.is_set():
@@ -123,26 +167,18 @@ class EndpointWriter:
             threading.Thread(target=work, daemon=True)
             for _ in range(min(self._concurrency, len(places)))
         ]
-        failed: BaseException | None = None
-        try:
-            for thread in threads:
-                thread.start()
-            running = len(threads)
-            while running:
-                found = done.get()
-                if found is None:
-                    running -= 1
-                elif isinstance(found[1], str):
-                    yield found[0], found[1]
-                else:
-                    failed = failed or found[1]
-        finally:
-            stop.set()
-        if failed is not None:
-            raise failed
+        for thread in threads:
+            thread.start()
+        running = len(threads)
+        while running:
+            found = done.get()
+            if found is None:
+                running -= 1
+            else:
+                yield found
 
-    def _answer(self, prompt: Prompt, stop: threading.Event) -> str:
-        """Return the answer to one prompt, tried as often as makes sense."""
+    def _answer(self, prompt: Prompt, stop: threading.Event) -> _Said:
+        """Return what came of one prompt, tried as often as makes sense."""
         said = _Said()
         for attempt in range(RETRIES + 1):
             if attempt:
@@ -150,11 +186,17 @@ class EndpointWriter:
                 if said.wait > LONGEST_PAUSE:
                     logger.info("The endpoint asks to wait %.0f s", said.wait)
                 if stop.wait(max(own, said.wait)):
-                    break
+                    raise self._failure(said)
             said = self._once(prompt)
             if said.text is not None:
-                return said.text
-        raise ConnectionError(
+                return said
+        if not said.answered:
+            raise self._failure(said)
+        logger.info("A prompt has no text: %s", said.instead)
+        return said
+
+    def _failure(self, said: _Said) -> ConnectionError:
+        return ConnectionError(
             f"the endpoint must answer, {RETRIES + 1} tries at {self._url} failed; the "
             f"last one: {said.instead}. What was written is kept: see to the endpoint "
             "and give the same command again"
@@ -179,6 +221,9 @@ class EndpointWriter:
                 wait = _seconds(error.response.headers.get("Retry-After"))
                 return _Said(instead=f"status {status}", wait=wait)
             reason = self._without_key(error.response.text)[:300]
+            if status in (400, 403) and _FILTERED.search(error.response.text):
+                logger.info("A filter refused a prompt: %s", reason)
+                return _Said(text="")
             raise ConnectionError(
                 f"the endpoint must take the request, it refused it with status "
                 f"{status}: {reason}. What was written is kept: mend the address, the "
@@ -210,8 +255,12 @@ def _text_of(found: Any) -> _Said:
     message = getattr(choices[0], "message", None) if choices else None
     text = getattr(message, "content", None)
     if isinstance(text, str) and text.strip():
-        return _Said(text=text)
-    if choices and getattr(choices[0], "finish_reason", None) == "length":
-        thinks = ", cut at its longest: does the model think first? See `--extra`"
-        return _Said(instead=f"an answer without text{thinks}")
-    return _Said(instead="an answer without text")
+        # Half a character, as where an answer was cut, can be written to no file.
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return _Said(text=whole)
+    why = getattr(choices[0], "finish_reason", None) if choices else None
+    if why == "content_filter":
+        return _Said(text="")
+    thinks = ", cut at its longest: does the model think first? See `--extra`"
+    instead = f"an answer without text{thinks if why == 'length' else ''}"
+    return _Said(instead=instead, answered=True)

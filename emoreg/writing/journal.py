@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+from emoreg.writing.plan import KINDS, STORIES
+
 NAME = "answers.journal"
 """Not `.jsonl`: it is no part of the corpus, whose hash is over such files."""
 _CORPUS = (
-    *("emotions.json", "stories"),
-    *("neutral.jsonl", "dialogues.jsonl", "masked.jsonl"),
+    *("emotions.json", STORIES),
+    *(f"{kind}.jsonl" for kind in KINDS if kind != STORIES),
 )
 
 
