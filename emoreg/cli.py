@@ -46,6 +46,12 @@ _COMMANDS = {
     "doctor": doctor,
 }
 _BAD_INPUT, _INTERRUPTED = 2, 130
+_EXTRAS = {
+    "report": ("pyarrow", "plotly", "matplotlib", "jinja2", "scipy", "pandas"),
+    "train": ("trl", "peft", "accelerate", "datasets"),
+    "demo": ("gguf",),
+    "stories": ("openai",),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, FloatingPointError, OSError, ImportError) as error:
         if options.debug:
             raise
-        _complain(_one_line(error))
+        _complain(_one_line(error) + _missing(error))
         return _BAD_INPUT
 
 
@@ -112,6 +118,13 @@ def _calm_libraries(options: argparse.Namespace) -> None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _missing(error: BaseException) -> str:
+    """Return what installs a package that is not there; empty for other errors."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    extras = [extra for extra, brings in _EXTRAS.items() if name in brings]
+    return f'. Install it: pip install "emoreg[{extras[0]}]"' if extras else ""
 
 
 def _complain(line: str) -> None:

@@ -5,6 +5,7 @@ stories; the model beside them is tiny and knows nothing.
 """
 
 import csv
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,28 +16,31 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, normalizers
+from transformers import AutoModelForCausalLM, GraniteConfig, PreTrainedTokenizerFast
 
+from emoreg.residual.layers import decoder_layers
 from emoreg.residual.steer import steered
 from emoreg.statistics.clusters import adjusted_rand_index
 from emoreg.validation.areas import area
+from emoreg.validation.battery import Sources, battery
 from emoreg.validation.check import Check, Figure, Matrix
 from emoreg.validation.concern import DRAWN, _of_many, concern
 from emoreg.validation.dialogues import dialogues
-from emoreg.validation.doses import _rhos
+from emoreg.validation.doses import _rhos, doses
 from emoreg.validation.geometry import leave_one_out, paper_clusters, valence
 from emoreg.validation.held_out import clusters, held_out_stories
 from emoreg.validation.human_text import human_comments
 from emoreg.validation.lens import logit_lens
-from emoreg.validation.locality import locality
+from emoreg.validation.locality import _answered, _last_user_token, locality
 from emoreg.validation.norms import read_norms
-from emoreg.validation.preference_shift import _asked, choices, shift_figures
-from emoreg.validation.preferences import bradley_terry, preferences
+from emoreg.validation.preference_shift import _asked, _drawn, choices, shift_figures
+from emoreg.validation.preferences import _pairs, bradley_terry, preferences
 from emoreg.validation.ranks import Ranked, named
 from emoreg.validation.scenarios import implicit_scenarios
 from emoreg.validation.side_by_side import side_by_side
-from emoreg.validation.stability import split_halves
-from emoreg.validation.steering import PLACE, steering
+from emoreg.validation.stability import _halves, _with_shuffled_names, split_halves
+from emoreg.validation.steering import PLACE, _log_probs, steering
 from emoreg.validation.subject import Subject, fitted
 from emoreg.validation.surface import surface, surface_features
 from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS, Corpus
@@ -51,6 +55,19 @@ SIGNAL = 3.0
 @pytest.fixture(scope="session")
 def corpus() -> Corpus:
     return Corpus.packaged()
+
+
+@pytest.fixture
+def own(tmp_path: Path, corpus: Corpus) -> Corpus:
+    """A corpus as `emoreg stories` writes it: no prompts to measure with."""
+    names = {*emotions_of(corpus), "loving"}
+    (tmp_path / "stories").mkdir()
+    for name in names:
+        file = f"stories/{name}.jsonl"
+        (tmp_path / file).symlink_to(corpus.root / file)
+    (tmp_path / "neutral.jsonl").symlink_to(corpus.root / "neutral.jsonl")
+    (tmp_path / "emotions.json").write_text(json.dumps(sorted(names)))
+    return Corpus(tmp_path)
 
 
 def emotions_of(corpus: Corpus) -> tuple[str, ...]:
@@ -87,6 +104,13 @@ def subject_of(
         model=model, tokenizer=tokenizer, vectors=vectors, corpus=corpus, quiet=True
     )
     made.__dict__["stories"] = stories  # where a forward pass would put them
+    return made
+
+
+def with_corpus(subject: Subject, corpus: Corpus) -> Subject:
+    """Return the same subject, stories and all, with another corpus."""
+    made = replace(subject, corpus=corpus)
+    made.__dict__["stories"] = subject.stories
     return made
 
 
@@ -201,6 +225,33 @@ def test_halves_agree_where_there_is_something(
     assert by_size[0] < by_size[-1]  # more stories, better readers
 
 
+def test_halves_are_compared_name_by_name_in_whatever_order_stories_stand(
+    planted: Subject,
+) -> None:
+    fit = planted.stories.of_topics(EMOTIONS_FIT_TOPICS)
+    names = planted.vectors.emotions
+    mixed = fit.rows(np.random.default_rng(0).permutation(len(fit.labels)).tolist())
+    found = _halves(mixed, names)
+    np.testing.assert_allclose(found, _halves(fit, names), atol=1e-5)
+    assert found.mean() > 0.4
+    assert abs(_halves(_with_shuffled_names(mixed, 0), names).mean()) < 0.2  # control
+
+
+def test_an_emotion_that_lacks_topics_is_left_out_of_halves_and_said(
+    planted: Subject,
+) -> None:
+    whole, (one, other) = planted.stories, planted.vectors.emotions[:2]
+    gaps = {one: EMOTIONS_FIT_TOPICS[4:], other: EMOTIONS_FIT_TOPICS[:2]}
+    told = enumerate(zip(whole.labels, whole.topics, strict=True))
+    kept = [i for i, (e, topic) in told if topic not in gaps.get(e, ())]
+    planted.__dict__["stories"] = whole.rows(kept)
+    found = split_halves(planted)
+    assert found.verdict == "passed"
+    assert {*found.emotions} == {*planted.vectors.emotions} - {one}
+    assert any(note.startswith("Left out of the halves,") for note in found.notes)
+    assert sum(note.endswith(f": {other}.") for note in found.notes) == 1  # by sizes
+
+
 def test_a_vector_made_of_punctuation_is_found_out(
     planted: Subject, corpus: Corpus
 ) -> None:
@@ -214,6 +265,16 @@ def test_a_vector_made_of_punctuation_is_found_out(
     values[:, :, 0] += 20 * marks.unsqueeze(1)
     planted.__dict__["stories"] = replace(planted.stories, values=values)
     assert surface(planted).verdict == "missed"
+
+
+def test_few_emotions_have_few_components(
+    model: Callable[[], Any], tokenizer: PreTrainedTokenizerFast, corpus: Corpus
+) -> None:
+    few = emotions_of(corpus)[:3]
+    subject = subject_of(model(), tokenizer, corpus, signal=SIGNAL, emotions=few)
+    (table,) = surface(subject).pictures
+    assert isinstance(table, Matrix)
+    assert table.columns == ("component 1", "component 2")
 
 
 def test_surface_features_are_counted() -> None:
@@ -273,6 +334,21 @@ def test_norms_say_what_they_lack(tmp_path: Path) -> None:
         read_norms(path, ["calm"])
     with pytest.raises(ValueError, match="found none"):
         read_norms(tmp_path / "none.csv", ["calm"])
+    for cell in ("NA", "nan"):
+        path.write_text(f"Word,Arousal,Valence\nsad,,\ncalm,{cell},7\n")
+        with pytest.raises(ValueError, match=rf"'{cell}' in line 3 of .*n\.csv.*empty"):
+            read_norms(path, ["sad"])
+
+
+def test_wrong_sources_are_told_before_any_check(tmp_path: Path) -> None:
+    for source in ("norms", "goemotions", "emobank"):
+        with pytest.raises(ValueError, match="found none"):
+            battery(Sources(**{source: tmp_path / "none"}))
+    (tmp_path / "emobank.csv").write_text("id,split,V,A,D\n")
+    with pytest.raises(ValueError, match="lacks text"):
+        battery(Sources(emobank=tmp_path))
+    (tmp_path / "emobank.csv").write_text("id,split,V,A,D,text\n")
+    assert battery(Sources(emobank=tmp_path))  # control
 
 
 def test_the_papers_clusters_hold_all_of_its_emotions(corpus: Corpus) -> None:
@@ -343,6 +419,51 @@ def test_vectors_along_the_head_speak_for_their_words(spoken: Subject) -> None:
     assert steering(spoken).headline.value < 0.75  # type: ignore[union-attr]
 
 
+def test_a_mark_that_begins_every_text_is_no_words_first_token(
+    planted: Subject,
+) -> None:
+    pieces = ["<unk>", "▁", "a", "▁calm", "▁sad"]
+    core = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
+    core.normalizer = normalizers.Sequence(  # type: ignore[attr-defined]
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    assert tokenizer.tokenize(" calm") == ["▁", "▁calm"]  # control
+    subject = replace(planted, tokenizer=tokenizer)
+    assert subject.first_tokens(["calm", "sad"]) == {"calm": 3, "sad": 4}
+
+
+def test_the_users_last_token_is_that_of_the_message(planted: Subject) -> None:
+    text, tokenizer = "Nobody came.", planted.tokenizer
+    ids = planted.prompt(text).ids[: _last_user_token(planted, text) + 1]
+    assert str(tokenizer.decode(list(ids))).endswith(text)
+    tokenizer.chat_template = str(tokenizer.chat_template).replace(
+        "message['content']", "message['content'] | upper"
+    )
+    with pytest.raises(ValueError, match="must keep what a message says"):
+        _last_user_token(planted, text)
+
+
+def test_dropout_plays_no_part(planted: Subject) -> None:
+    model: Any = planted.model
+    blocks: Any = decoder_layers(model)
+    for block in blocks:
+        block.self_attn.attention_dropout = 0.9
+    ids = planted.prompt("How is the work going?").ids
+
+    def measured() -> list[Any]:
+        odds = choices(planted, [("write a poem", "sort a list")])
+        return [odds, _log_probs(model, [ids], {}), _answered(model, ids, None)]
+
+    wanted = measured()
+    model.train()
+    for found, one in zip(measured(), wanted, strict=True):
+        np.testing.assert_array_equal(found, one)
+    assert model.training
+    first, second = (model(torch.tensor([ids])).logits for _ in range(2))
+    assert not torch.equal(first, second)  # control
+
+
 def test_a_steady_trend_is_one_and_its_reverse_minus_one() -> None:
     rows = [
         {"expect": {"calm": "-", "afraid": "+"}, "values": [1, 2, 3, 4]},
@@ -359,14 +480,20 @@ def test_a_steady_trend_is_one_and_its_reverse_minus_one() -> None:
     assert _rhos(vectors, [-curve, curve], rows, reader, 1).tolist() == [-1.0, 1.0]
 
 
-def test_scenarios_and_answers_of_a_model_that_knows_nothing(planted: Subject) -> None:
-    found = implicit_scenarios(planted)
+def test_scenarios_doses_and_answers_of_a_model_that_knows_nothing(
+    planted: Subject, own: Corpus
+) -> None:
+    subject = with_corpus(planted, own)
+    found = implicit_scenarios(subject)
     assert found.headline is not None
     assert found.verdict in ("missed", "not evidence")
     assert {e for e in found.emotions} <= set(planted.vectors.emotions)
     few = replace(planted, vectors=planted.vectors.subset(["calm"]))
     assert implicit_scenarios(few).verdict == "not run"
-    said = locality(planted)
+    early = replace(subject, vectors=replace(planted.vectors, layers=(0, 1)))
+    early.__dict__["stories"] = replace(planted.stories, layers=(0, 1))
+    assert {*doses(early).layers} == {0, 1}
+    said = locality(subject)
     assert said.headline is not None
     assert -1.0 <= said.headline.value <= 1.0
 
@@ -390,16 +517,16 @@ def test_strengths_are_those_that_made_the_choices(seed: int) -> None:
 
 
 def test_choices_and_concern_of_a_model_that_knows_nothing(
-    planted: Subject, corpus: Corpus
+    planted: Subject, own: Corpus
 ) -> None:
-    found = preferences(planted)
+    found = preferences(with_corpus(planted, own))
     assert found.headline is not None
     assert found.headline.count == 64
     assert found.verdict in ("missed", "not evidence")
     assert concern(planted).verdict == "not run"  # it has no vector for loving
     names = ("loving", "sad", "calm", "afraid")
     other = subject_of(
-        planted.model, planted.tokenizer, corpus, signal=SIGNAL, emotions=names
+        planted.model, planted.tokenizer, own, signal=SIGNAL, emotions=names
     )
     said = concern(other)
     assert said.headline is not None
@@ -524,6 +651,35 @@ def test_a_choice_moves_with_what_is_added_to_its_own_tokens(planted: Subject) -
     # Control: it matters to which of the two it was added.
     assert not np.allclose(moved[0], moved[1], atol=1e-3)
     assert not np.allclose(moved[0], plain, atol=1e-3)
+
+
+def test_choices_are_those_of_a_model_that_scales_its_logits(planted: Subject) -> None:
+    config = GraniteConfig(
+        vocab_size=len(planted.tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        logits_scaling=8.0,
+        initializer_range=0.5,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    subject = replace(planted, model=model)
+    questions = [("write a poem", "sort a list"), ("peel an apple", "read")]
+    a, b = (planted.tokenizer(x)["input_ids"][0] for x in "AB")
+    for odds, pair in zip(choices(subject, questions), questions, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([_asked(subject, *pair)[0]])).logits[0, -1]
+        assert odds == pytest.approx(float(logits[a] - logits[b]), abs=1e-4)
+        assert abs(odds) > 1e-2  # control
+
+
+def test_activities_of_all_kinds_are_steered(corpus: Corpus) -> None:
+    kinds = [row["category"] for row in corpus.records("activities")]
+    pairs = _drawn(_pairs(len(kinds), 0), 0)
+    assert len({*pairs}) == 48
+    assert {kinds[first] for first, _ in pairs} == {*kinds}
 
 
 def test_the_shift_is_that_of_the_log_odds(planted: Subject) -> None:

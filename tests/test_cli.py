@@ -1,5 +1,7 @@
 """The command line: help, bad input in one clear line, nothing half-written."""
 
+import argparse
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +13,8 @@ import pytest
 import torch
 
 from emoreg.cli import main
+from emoreg.commands.shared import named_files, prompts_of
+from emoreg.vectors.conversation_files import read_conversations
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 COMMANDS = ("quickstart", "extract", "calibrate", "measure", "compare")
@@ -250,3 +254,82 @@ def short_twins(count: int) -> list[dict]:
                 }
             )
     return rows
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["extract"],
+        ["calibrate", "--vectors", "v"],
+        ["measure", "--vectors", "v"],
+        ["behave"],
+        ["behave", "dose", "--vectors", "v", "--emotion", "calm"],
+        ["behave", "mediate", "--vectors", "v", "--reference", "r"],
+        ["probes", "--kind", "deflection", "--vectors", "v"],
+    ],
+)
+def test_a_place_that_can_not_be_written_is_refused_before_any_work(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out, said in ((tmp_path, "must be a file"), (tmp_path / "file" / "x", "none")):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--out", str(out)])
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    new = tmp_path / "new" / "x.parquet"
+    with contextlib.suppress(SystemExit):  # control: the folder may be made
+        main([*command, "--model", "no/such-model", "--out", str(new)])
+    assert "--out" not in capsys.readouterr().err
+
+
+def test_an_arm_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="found 'control' twice"):
+        named_files(["control=a.parquet", "control=b.parquet"])
+
+
+def test_a_file_that_is_no_jsonl_is_told_from_a_split(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "own.json").write_text("[]")
+    given = argparse.Namespace(prompts=str(tmp_path / "own.json"), rounds=None)
+    with pytest.raises(ValueError, match=r"name ends in \.jsonl"):
+        prompts_of(given)
+
+
+def test_a_package_that_is_missing_is_told_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "emoreg.comparison.readings", raising=False)
+    files = ["a.parquet", "b.parquet", "--out", "out"]
+    line = refused(capsys, "compare", *files)
+    assert 'pip install "emoreg[report]"' in line
+
+
+def test_what_a_run_has_left_is_not_thrown_away_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = tmp_path / "v.parts"
+    parts.mkdir()
+    (parts / "kept.pt").write_bytes(b"hours of work")
+    line = refused(capsys, "extract", "--out", str(tmp_path / "v"))
+    assert "--resume" in line
+    assert (parts / "kept.pt").exists()
+
+
+def test_conversations_that_stand_twice_are_refused(tmp_path: Path) -> None:
+    row = {
+        **{"id": "a", "pair": "a", "variant": "fail", "failed": [1.0]},
+        "messages": [
+            {"role": "user", "content": "Again."},
+            {"role": "assistant", "content": "Yes."},
+        ],
+    }
+    other = {**row, "id": "b", "variant": "pass", "failed": [0.0]}
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(f"{json.dumps(r)}\n" for r in (row, other)))
+    assert len(read_conversations(path)) == 2
+    path.write_text("".join(f"{json.dumps(r)}\n" for r in (row, other, row)))
+    with pytest.raises(ValueError, match=r"own\.jsonl:3: each `id` must stand once"):
+        read_conversations(path)

@@ -192,13 +192,30 @@ def test_texts_stand_side_by_side(
     assert other[1].sampled != found[1].sampled
 
 
+def test_dropout_plays_no_part(
+    model: Callable[[], Any],
+    tokenizer: PreTrainedTokenizerFast,
+    vectors: EmotionVectors,
+) -> None:
+    subject = model()
+    blocks: Any = decoder_layers(subject)
+    for block in blocks:
+        block.self_attn.attention_dropout = 0.9
+    how: dict[str, Any] = {"emotion": vectors.emotions[0], "prompt": "Go on."}
+    how |= {"strengths": (), "max_new_tokens": 8}
+    found = steer(subject.eval(), tokenizer, vectors, **how)
+    assert steer(subject.train(), tokenizer, vectors, **how) == found
+    assert subject.training
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"prompt": "  "}, "must say something"),
         ({"emotion": "nonesuch"}, "must be one of"),
         ({"strengths": (float("inf"),)}, "finite number"),
-        ({"layers": (2, 17)}, "must lie in"),
+        ({"layers": (2, 17)}, r"must be one of \(1, 2, 3\)"),
+        ({"layers": (-1,)}, r"must be one of \(1, 2, 3\)"),
     ],
 )
 def test_wrong_input_is_refused(

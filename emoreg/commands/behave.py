@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from emoreg.commands.shared import model_option, say
+from emoreg.commands.shared import model_option, out_option, say
 from emoreg.commands.suites import SUITES, Session, clear
 from emoreg.commands.writers import writer_options
 
@@ -36,11 +36,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="EMOTION=STRENGTH",
         help="Score the model steered, in mean residual-stream norms; may be repeated.",
     )
-    command.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="The table; of several suites each writes its own, with its name added.",
+    out_option(
+        command,
+        "The table; of several suites each writes its own, with its name added.",
     )
 
 

@@ -1,11 +1,11 @@
 """`emoreg calibrate`."""
 
 import argparse
-from pathlib import Path
 
 from emoreg.commands.shared import (
     load,
     model_option,
+    out_option,
     prompts_of,
     prompts_option,
     say,
@@ -24,7 +24,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     model_option(command)
     vectors_option(command)
     prompts_option(command, default="train")
-    command.add_argument("--out", type=Path, required=True)
+    out_option(command)
 
 
 def run(options: argparse.Namespace) -> None:

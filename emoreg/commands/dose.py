@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from emoreg.commands.behave import twins_options
-from emoreg.commands.shared import load, model_option, say, vectors_option
+from emoreg.commands.shared import load, model_option, out_option, say, vectors_option
 from emoreg.commands.suites import (
     clear,
     corner_cutting_twins,
@@ -39,7 +39,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--suite", default=SUITES[0], help=", ".join(SUITES))
     twins_options(command)
-    command.add_argument("--out", type=Path, required=True)
+    out_option(command)
     command.add_argument(
         "--resume",
         action="store_true",

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from emoreg.commands.shared import emotions_of, load, model_option, say
+from emoreg.commands.shared import emotions_of, load, model_option, out_option, say
+from emoreg.commands.suites import parts_of
 
 SUMMARY = "Fit emotion vectors for a model and test them on held-out stories."
 EXAMPLE = "emoreg extract --model demo --out vectors.safetensors"
@@ -13,7 +14,7 @@ EXAMPLE = "emoreg extract --model demo --out vectors.safetensors"
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     model_option(command)
-    command.add_argument("--out", type=Path, required=True)
+    out_option(command)
     command.add_argument("--corpus", type=Path, help="Folder; the packaged one if not.")
     command.add_argument(
         "--emotions", nargs="+", help="Names, `core`, or `all` (the default)."
@@ -53,11 +54,9 @@ def _extract(options: argparse.Namespace, share: Any) -> None:
 
     corpus = Corpus(options.corpus) if options.corpus else Corpus.packaged()
     emotions = emotions_of(corpus, options.emotions)
+    parts = ActivationStore(parts_of(options, options.out))
+    share.wait()  # all have looked whether it is there, before one writes
     loaded = load(options)
-    parts = ActivationStore(options.out.with_name(f"{options.out.name}.parts"))
-    if not options.resume and share.first:
-        parts.clear()
-    share.wait()
     if share.processes > 1:
         depth = num_layers(loaded.model)
         share_stories(

@@ -14,6 +14,7 @@ from emoreg.commands.benchmarks import (
 from emoreg.commands.shared import (
     load,
     model_option,
+    out_option,
     prompts_of,
     prompts_option,
     say,
@@ -84,7 +85,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="With --audit: the base model's deflection vectors (`emoreg probes`).",
     )
     benchmark_options(command)
-    command.add_argument("--out", type=Path, required=True)
+    out_option(command)
 
 
 def run(options: argparse.Namespace) -> None:

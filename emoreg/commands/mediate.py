@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from emoreg.commands.behave import episode_options, twins_options
-from emoreg.commands.shared import load, model_option, say, vectors_option
+from emoreg.commands.shared import load, model_option, out_option, say, vectors_option
 from emoreg.commands.suites import (
     Session,
     clear,
@@ -45,11 +45,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     episode_options(command)
     sampling_options(command)
     command.set_defaults(endpoint=None)
-    command.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="The table; of impossible-code three, with the condition's name added.",
+    out_option(
+        command,
+        "The table; of impossible-code three, with the condition's name added.",
     )
 
 

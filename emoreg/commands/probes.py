@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from emoreg.commands.shared import load, model_option, say, vectors_option
+from emoreg.commands.shared import load, model_option, out_option, say, vectors_option
 
 SUMMARY = "Fit deflection vectors or speaker probes, beside a model's emotion vectors."
 EXAMPLE = (
@@ -24,7 +24,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         choices=("masked", "masked_dialogues"),
         help="Of deflection vectors: scenes or dialogues.",
     )
-    command.add_argument("--out", type=Path, required=True)
+    out_option(command)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """What several commands share: options, loading, and saying a line."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,36 @@ def vectors_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--vectors", type=Path, required=True)
 
 
+def out_option(
+    command: argparse.ArgumentParser, says: str = "The file that is written."
+) -> None:
+    """Add `--out` for a file, which must be one that can be written."""
+    command.add_argument("--out", type=_file_to_write, required=True, help=says)
+
+
+def _file_to_write(given: str) -> Path:
+    """Return a path, refused now where the work's end would be too late to see it."""
+    path = Path(given)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"must be a file, found the folder {given!r}. Add a file's name"
+        )
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(
+            f"must be in a folder that can be written, {str(there)!r} is none. Choose "
+            "another one"
+        )
+    return path
+
+
 def prompts_option(command: argparse.ArgumentParser, *, default: str) -> None:
     """Add `--prompts` and `--rounds`."""
     command.add_argument(
         "--prompts",
         default=default,
-        help="Split of the packaged transcripts (train, dev, test), or a .jsonl file "
-        "with id, pair, variant, messages and failed in each row.",
+        help="Split of the packaged transcripts (train, dev, test, all), or a .jsonl "
+        "file with id, pair, variant, messages and failed in each row.",
     )
     command.add_argument(
         "--rounds", type=int, help="Rounds of the packaged transcripts; all if not."
@@ -39,6 +63,13 @@ def prompts_of(options: argparse.Namespace) -> list[Any]:
 
     if options.prompts.endswith(".jsonl"):
         return read_conversations(Path(options.prompts))
+    splits = ("train", "dev", "test", "all")
+    if options.prompts not in splits:
+        raise ValueError(
+            f"`--prompts` must be a packaged split ({', '.join(splits)}) or a file "
+            f"whose name ends in .jsonl, found {options.prompts!r}. Rename your file, "
+            "or choose a split"
+        )
     twins = Corpus.packaged().transcripts(options.prompts)
     return as_conversations(twins, options.rounds)
 
@@ -69,13 +100,15 @@ def named_files(items: Sequence[str]) -> dict[str, Path]:
     """Return the files of options such as `--arm NAME=FILE`.
 
     Raises:
-        ValueError: If one has another form.
+        ValueError: If one has another form, or two have one name.
     """
     files = {}
     for item in items:
         name, _, file = item.partition("=")
         if not file:
             raise ValueError(f"--arm must be NAME=FILE, found {item!r}")
+        if name in files:
+            raise ValueError(f"--arm must name each arm once, found {name!r} twice")
         files[name] = Path(file)
     return files
 

@@ -38,15 +38,17 @@ def run(options: argparse.Namespace) -> None:
     vectors = EmotionVectors.load(options.vectors)
     corpus = Corpus(options.corpus) if options.corpus else Corpus.packaged()
     require_writable(options.out)
+    sources = Sources(
+        norms=options.norms, goemotions=options.goemotions, emobank=options.emobank
+    )
+    sources.check()  # before the model loads
     loaded = load(options)
     found = validate(
         loaded.model,
         loaded.tokenizer,
         vectors,
         corpus,
-        sources=Sources(
-            norms=options.norms, goemotions=options.goemotions, emobank=options.emobank
-        ),
+        sources=sources,
         seed=options.seed,
         quiet=options.quiet,
         store=ActivationStore(options.cache) if options.cache else None,

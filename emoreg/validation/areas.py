@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emoreg.validation.check import Check, Figure
 from emoreg.validation.figures import emotion_figures, mean_figure
-from emoreg.validation.subject import Subject
+from emoreg.validation.subject import Subject, stand_in
 from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
 
 AREA = "mean area under the ROC curve"
@@ -140,20 +140,20 @@ def _controls(
     subject: Subject, texts: Texts, labels: Sequence[str], reader: str, layer: int
 ) -> dict[str, float]:
     """Return the mean areas of directions that mean nothing, and of the words alone."""
-    random_ones, shuffled = subject.controls["random"], subject.controls["shuffled"]
-    by = reader if reader in shuffled.readers else LDA
     embedded = subject.embedded.subset(subject.vectors.emotions)
     words = texts.words.unsqueeze(1)
 
-    def mean(vectors: EmotionVectors, x: Tensor, reader: str, layer: int) -> float:
-        found = areas(vectors, x, texts.own, labels=labels, reader=reader, layer=layer)
+    def mean(vectors: EmotionVectors, x: Tensor, by: str, layer: int) -> float:
+        found = areas(vectors, x, texts.own, labels=labels, reader=by, layer=layer)
         return _mean(found)
 
     return {
         "chance": 0.5,
-        "random": mean(random_ones, texts.values, random_ones.readers[0], layer),
-        "shuffled": mean(shuffled, texts.values, by, layer),
-        "embedding": mean(embedded, words, by, 0),
+        **{
+            name: mean(control, texts.values, by, layer)
+            for name, control, by in subject.controls_for(reader)
+        },
+        "embedding": mean(embedded, words, stand_in(reader, embedded), 0),
     }
 
 

@@ -41,7 +41,7 @@ def concern(subject: Subject) -> Check:
     vectors = subject.vectors
     if ANSWERED not in vectors.emotions:
         return replace(BLANK, not_run=f"the vectors have no {ANSWERED!r}")
-    rows = subject.corpus.records("prompts", split="test")
+    rows = subject.evaluation("prompts", split="test")
     texts = {kind: [r["text"] for r in rows if r["kind"] == kind] for kind in KINDS}
     if min(map(len, texts.values())) < 4:
         return replace(BLANK, not_run="fewer than four prompts of a kind")

@@ -22,7 +22,7 @@ def doses(subject: Subject) -> Check:
     Spearman's rho of dose and reading per template and expected emotion, its sign
     turned where a fall is expected; Page's test over the templates of one emotion.
     """
-    every = subject.corpus.records("dose")
+    every = subject.evaluation("dose")
     rows = [row for row in every if expected_signs(subject.vectors, row)]
     question = "Does a reading follow the dose when only a number changes?"
     if not rows:
@@ -71,7 +71,9 @@ def doses(subject: Subject) -> Check:
         threshold=THRESHOLD,
         figures=(*figures, *each),
         emotions=emotions,
-        layers={f.layer: f.value for f in figures if f.reader == reader and f.layer},
+        layers={
+            i: f.value for (r, i), f in zip(places, figures, strict=True) if r == reader
+        },
         pictures=_pictures(subject.vectors, curves, rows, reader, layer),
     )
 

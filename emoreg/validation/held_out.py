@@ -11,7 +11,7 @@ from jaxtyping import Float
 from emoreg.validation.check import Check, Curves, Figure, Matrix
 from emoreg.validation.figures import emotion_figures, layer_curves
 from emoreg.validation.ranks import Ranked, named, rank_figures
-from emoreg.validation.subject import Subject
+from emoreg.validation.subject import Subject, stand_in
 from emoreg.vectors.corpus import EMOTIONS_TEST_TOPICS
 from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
 from emoreg.vectors.pooled import StoryActivations
@@ -106,15 +106,14 @@ def _controls(
     subject: Subject, test: StoryActivations, reader: str, layer: int
 ) -> dict[str, Ranked]:
     """Return ranks by directions that mean nothing, and by the words alone."""
-    controls = subject.controls
-    other = reader if reader in controls["shuffled"].readers else LDA
+    found = {
+        name: ranks(control, test, by, layer)
+        for name, control, by in subject.controls_for(reader)
+    }
     words = subject.story_embeddings.of_topics(EMOTIONS_TEST_TOPICS)
     embedded = subject.embedded.subset(subject.vectors.emotions)
-    return {
-        "random": ranks(controls["random"], test, reader, layer),
-        "shuffled": ranks(controls["shuffled"], test, other, layer),
-        "embedding": ranks(embedded, words, other, 0),
-    }
+    by = stand_in(reader, embedded)
+    return {**found, "embedding": ranks(embedded, words, by, 0)}
 
 
 def _per_emotion(

@@ -79,7 +79,7 @@ def rated_sentences(subject: Subject, folder: Path | None) -> Check:
     """
     if folder is None:
         return replace(RATED, not_run=NO_FOLDER.format("emobank"))
-    rows = _sentences(folder, subject.seed)
+    rows = read_sentences(folder, subject.seed)
     passages = [comment_passage(subject.tokenizer, row["text"]) for row in rows]
     values = subject.means(passages, description="Reading rated sentences")
     figures = []
@@ -106,11 +106,25 @@ def rated_sentences(subject: Subject, folder: Path | None) -> Check:
     return replace(RATED, figures=tuple(figures))
 
 
-def _sentences(folder: Path, seed: int) -> list[dict[str, str]]:
+def read_sentences(folder: Path, seed: int) -> list[dict[str, str]]:
+    """Return a seeded sample of EmoBank's test split.
+
+    Raises:
+        ValueError: If the folder lacks the file, or the file a column.
+    """
     path = folder / "emobank.csv"
     if not path.is_file():
-        raise ValueError(f"the EmoBank folder must hold {path.name}, found none there")
+        raise ValueError(
+            f"the EmoBank folder must hold {path.name}, found none in {str(folder)!r}"
+        )
     with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+        reader = csv.DictReader(file)
+        missing = {"split", "text", "V", "A"} - {*(reader.fieldnames or ())}
+        if missing:
+            raise ValueError(
+                "EmoBank's file must have columns split, text, V and A; "
+                f"{str(path)!r} lacks {', '.join(sorted(missing))}. Take it as it comes"
+            )
+        rows = [row for row in reader if row["split"] == "test"]
     random.Random(seed).shuffle(rows)
     return rows[:SENTENCES]

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from emoreg.validation.check import Check
 from emoreg.validation.figures import emotion_figures, layer_curves, mean_figure
+from emoreg.validation.ranks import own_places
 from emoreg.validation.subject import Subject
-from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, EmotionVectors
 from emoreg.vectors.top_tokens import direct_logits, top_tokens
 
 NAME, PLACE = "logit lens", "place of the own word"
@@ -96,12 +96,12 @@ def _at(
     subject: Subject, reader: str, layer: int, tokens: Mapping[str, int]
 ) -> tuple[Float[np.ndarray, " emotion"], dict[str, float]]:
     """Return each emotion's place at a layer, and the controls' mean places."""
-    other = reader if reader in subject.controls["shuffled"].readers else LDA
-    return _places(subject, subject.vectors, reader, layer, tokens), {
-        "chance": 0.5,
-        "random": _mean(subject, "random", reader, layer, tokens),
-        "shuffled": _mean(subject, "shuffled", other, layer, tokens),
+    beside = {
+        name: float(_places(subject, control, by, layer, tokens).mean())
+        for name, control, by in subject.controls_for(reader)
     }
+    own = _places(subject, subject.vectors, reader, layer, tokens)
+    return own, {"chance": 0.5, **beside}
 
 
 def _places(
@@ -115,19 +115,7 @@ def _places(
     rows = list(vectors.emotion_indices(list(tokens)))
     units = vectors.unit_directions(layer=layer, reader=reader)[rows]
     logits = direct_logits(subject.model, units)[:, list(tokens.values())]
-    # A word that every direction speaks for is no evidence for one.
-    centred = logits - logits.mean(0)
-    below: Int[torch.Tensor, " emotion"] = (
-        centred < centred.diagonal().unsqueeze(1)
-    ).sum(1)
-    return below.numpy() / (len(tokens) - 1)
-
-
-def _mean(
-    subject: Subject, control: str, reader: str, layer: int, tokens: Mapping[str, int]
-) -> float:
-    vectors = subject.controls[control]
-    return float(_places(subject, vectors, reader, layer, tokens).mean())
+    return own_places(logits.numpy())
 
 
 def _spoken(subject: Subject, layer: int) -> Sequence[str]:

@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from emoreg.residual.evaluating import evaluating
 from emoreg.residual.pooling import Passage
+from emoreg.residual.spans import word_spans
 from emoreg.validation.check import Check, Figure
 from emoreg.validation.figures import mean_figure
 from emoreg.validation.subject import Subject
@@ -28,7 +30,7 @@ def locality(subject: Subject) -> Check:
     over prompts, then the mean over emotions.
     """
     question = "Does the reading before the answer say how the answer will read?"
-    rows = subject.corpus.records("scenarios", split="test")[:: 96 // PROMPTS]
+    rows = subject.evaluation("scenarios", split="test")[:: 96 // PROMPTS]
     prompts = [row["text"] for row in rows][:PROMPTS]
     passages = [_passage(subject, text) for text in prompts]
     kept = [passage for passage in passages if len(passage.spans) == 3]
@@ -82,7 +84,7 @@ def _passage(subject: Subject, text: str) -> Passage:
     while len(out) > len(prompt.ids) and out[-1] == stop:
         out.pop()
     decision = len(prompt.ids) - 1
-    user = _last_user_token(subject, prompt, text)
+    user = _last_user_token(subject, text)
     if len(out) <= len(prompt.ids):
         return Passage(ids=tuple(out), spans=())
     spans = ((user, user + 1), (decision, decision + 1), (decision + 1, len(out)))
@@ -92,7 +94,7 @@ def _passage(subject: Subject, text: str) -> Passage:
 def _answered(model: Any, prompt: Sequence[int], stop: Any) -> Int[Tensor, " pos"]:
     """Return a prompt's tokens with those of the model's greedy answer."""
     ids = torch.tensor([prompt], device=next(model.parameters()).device)
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         return model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -105,13 +107,9 @@ def _answered(model: Any, prompt: Sequence[int], stop: Any) -> Int[Tensor, " pos
         )[0]
 
 
-def _last_user_token(subject: Subject, prompt: Passage, text: str) -> int:
-    """Return the last position whose tokens before it hold the whole message."""
-    decode = subject.tokenizer.decode
-    for end in range(1, len(prompt.ids) + 1):
-        if text in str(decode(list(prompt.ids[:end]))):
-            return end - 1
-    return len(prompt.ids) - 1
+def _last_user_token(subject: Subject, text: str) -> int:
+    _, ((_, end),) = word_spans(subject.tokenizer, subject.written(text), [text])
+    return end - 1
 
 
 def _together(

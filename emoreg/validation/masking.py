@@ -14,7 +14,7 @@ from torch import Tensor
 from emoreg.validation.areas import areas
 from emoreg.validation.check import Check, Figure
 from emoreg.validation.figures import mean_figure
-from emoreg.validation.ranks import Ranked, rank_figures
+from emoreg.validation.ranks import Ranked, rank_figures, standing_out
 from emoreg.validation.subject import Subject
 from emoreg.vectors.deflection import (
     By,
@@ -34,7 +34,6 @@ from emoreg.vectors.mean_differences import mean_vectors
 from emoreg.vectors.pooled import text_passage
 
 NAME, THRESHOLD, FEWEST = "masking", 0.7, 5
-DENOISE = 0.5
 DEFLECTION = "deflection"
 AREA = "area of what is {}, by {}"
 
@@ -203,16 +202,6 @@ def _area(
     )
 
 
-def _standing_out(
-    vectors: EmotionVectors, x: Tensor, names: Sequence[str], reader: str, layer: int
-) -> Float[np.ndarray, "text emotion"]:
-    """Return readings of `names`, standardized per emotion over the texts."""
-    at = x[:, vectors.layer_index(layer)]
-    columns = list(vectors.emotion_indices(names))
-    read = vectors.project(at, layer=layer, reader=reader)[:, columns].numpy()
-    return (read - read.mean(0)) / np.maximum(read.std(0), 1e-9)
-
-
 def _ranked(
     vectors: EmotionVectors,
     texts: Texts,
@@ -222,7 +211,8 @@ def _ranked(
 ) -> Ranked:
     values, own = texts
     kept = [i for i, name in enumerate(own) if name in names]
-    scores = _standing_out(vectors, values, names, reader, layer)[kept]
+    at, columns = vectors.layer_index(layer), vectors.emotion_indices(names)
+    scores = standing_out(vectors, values[:, at], columns, reader, layer)[kept]
     return Ranked.of(scores, [list(names).index(own[i]) for i in kept])
 
 

@@ -1,6 +1,7 @@
 """Human ratings of words: valence and arousal, from a file that the user has."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ def read_norms(path: Path, words: Sequence[str]) -> Mapping[str, Norm]:
     meaning (`calm (quiet)`), the mean of its meanings is taken.
 
     Raises:
-        ValueError: If there is no such file, or a column is missing.
+        ValueError: If there is no such file, a column is missing, or a rating, of any
+            word, is no number.
     """
     if not path.is_file():
         raise ValueError(f"the norms must be a CSV file, found none at {str(path)!r}")
@@ -43,9 +45,11 @@ def read_norms(path: Path, words: Sequence[str]) -> Mapping[str, Norm]:
             if len(row) <= max(at):
                 continue
             word = row[at[0]].partition("(")[0].strip().casefold()
-            if word in wanted and row[at[1]] and row[at[2]]:
-                rated = (float(row[at[1]]), float(row[at[2]]))
-                found.setdefault(wanted[word], []).append(rated)
+            if word and row[at[1]] and row[at[2]]:
+                where = f"line {rows.line_num} of {str(path)!r}"
+                rated = (_rating(row[at[1]], where), _rating(row[at[2]], where))
+                if word in wanted:
+                    found.setdefault(wanted[word], []).append(rated)
     return {
         word: Norm(
             valence=sum(v for v, _ in rated) / len(rated),
@@ -53,3 +57,16 @@ def read_norms(path: Path, words: Sequence[str]) -> Mapping[str, Norm]:
         )
         for word, rated in found.items()
     }
+
+
+def _rating(cell: str, where: str) -> float:
+    try:
+        rating = float(cell)
+    except ValueError:
+        rating = math.nan
+    if not math.isfinite(rating):
+        raise ValueError(
+            f"the norms' valence and arousal must be numbers, found {cell!r} in "
+            f"{where}. Leave a cell empty where a word has no rating"
+        )
+    return rating

@@ -1,6 +1,7 @@
 """Does steering on a thing one could do make it the one that is chosen?"""
 
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from emoreg.residual.batches import Batch, default_budget, token_batches
-from emoreg.residual.layers import backbone, num_layers
+from emoreg.residual.evaluating import evaluating
+from emoreg.residual.layers import num_layers
 from emoreg.residual.spans import word_spans
 from emoreg.residual.steer import addition, steered
-from emoreg.residual.tokens import render
 from emoreg.validation.check import Figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE
@@ -58,7 +59,7 @@ def choices(
     def compute() -> list[Tensor]:
         found = torch.zeros(len(asked))
         progress = tqdm(total=len(asked), desc=bar, disable=subject.quiet or not bar)
-        with torch.no_grad(), progress:
+        with evaluating(subject.model), torch.no_grad(), progress:
             for batch in token_batches(sequences, budget=budget, pad_id=0):
                 where = None if on is None else _at(batch, [s[on] for _, s in asked])
                 with steered(subject.model, additions, where=where):
@@ -66,7 +67,8 @@ def choices(
                 progress.update(len(batch.rows))
         return [found]
 
-    parts = ("log-odds", asked, letters, on, list(additions.items()), budget)
+    moved = list(additions.items())
+    parts = ("log-odds of the whole model", asked, letters, on, moved, budget)
     return subject.recall(parts, compute)[0].numpy()
 
 
@@ -86,13 +88,13 @@ def shift_figures(
     Args:
         subject: Whose vectors.
         texts: Activities.
-        pairs: Which are asked about together.
+        pairs: Which are asked about together; `PAIRS` of them are drawn.
         goes_with: Each emotion's correlation of reading and preference.
     """
     vectors = subject.vectors
     layer = layer_near(vectors, num_layers(subject.model))
     norm = subject.mean_norm(layer)
-    questions = [(texts[i], texts[j]) for i, j in pairs[:PAIRS]]
+    questions = [(texts[i], texts[j]) for i, j in _drawn(pairs, subject.seed)]
     turned = [(other, one) for one, other in questions]
     plain = choices(subject, questions) - choices(subject, turned)
 
@@ -110,6 +112,17 @@ def shift_figures(
     drawn = [abs(shift(unit)) for unit in units[: MOST // 2]]
     at: Any = {"reader": by, "layer": layer, "count": len(questions)}
     return _figures(own, [goes_with[emotion] for emotion in chosen], drawn, at)
+
+
+def _drawn(pairs: Sequence[tuple[int, int]], seed: int) -> list[tuple[int, int]]:
+    """Return `PAIRS` of the pairs, the two of each in a drawn order.
+
+    The pairs come sorted, and activities of a kind stand together: the first pairs, or
+    the first of every pair, would be of few kinds.
+    """
+    generator = random.Random(seed)
+    some = generator.sample(pairs, min(PAIRS, len(pairs)))
+    return [(i, j) if generator.random() < 0.5 else (j, i) for i, j in some]
 
 
 def _figures(
@@ -154,8 +167,7 @@ def _asked(
     subject: Subject, one: str, other: str
 ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
     """Return a question's tokens up to the decision token, and where its parts are."""
-    messages = [{"role": "user", "content": ASKED.format(one=one, other=other)}]
-    text = render(subject.tokenizer, messages, generation_prompt=True)
+    text = subject.written(ASKED.format(one=one, other=other))
     return word_spans(subject.tokenizer, text, [one, other])
 
 
@@ -169,11 +181,12 @@ def _at(batch: Batch, spans: Sequence[tuple[int, int]]) -> Tensor:
 def _log_odds(
     model: Any, batch: Batch, letters: Sequence[int]
 ) -> Float[Tensor, " batch"]:
-    decoder: Callable[..., Any] = backbone(model)
     device = next(model.parameters()).device
     mask: Int[Tensor, "batch pos"] = batch.attention_mask.to(device)
-    out = decoder(input_ids=batch.input_ids.to(device), attention_mask=mask)
+    # By the model itself, which may scale or cap what its head says.
+    last, place = (mask.sum(1) - 1).unique(return_inverse=True)
+    ids = batch.input_ids.to(device)
+    out = model(input_ids=ids, attention_mask=mask, logits_to_keep=last)
     rows = torch.arange(len(batch.rows), device=device)
-    last = out.last_hidden_state[rows, mask.sum(1) - 1]
-    logits = model.get_output_embeddings()(last)[:, list(letters)].float()
+    logits = out.logits[rows, place][:, list(letters)].float()
     return (logits[:, 0] - logits[:, 1]).cpu()

@@ -38,7 +38,7 @@ def preferences(subject: Subject) -> Check:
     reading is that at the decision token when it is asked for by itself. The headline
     is the mean over emotions of the correlation's size.
     """
-    texts = [row["text"] for row in subject.corpus.records("activities")]
+    texts = [row["text"] for row in subject.evaluation("activities")]
     pairs = _pairs(len(texts), subject.seed)
     asked = [(texts[i], texts[j]) for i, j in pairs]
     turned = [(other, one) for one, other in asked]
@@ -71,8 +71,8 @@ def preferences(subject: Subject) -> Check:
             "over activities with the reading when one is asked for by itself. The "
             "mean size over emotions; interval: bootstrap over emotions. Beside it the "
             f"shift of the log-odds by steering on the activity's tokens at {STRENGTH} "
-            f"of the mean norm, {PAIRS} pairs, for the emotions that go most with the "
-            "choices and most against them."
+            f"of the mean norm, {PAIRS} pairs drawn with the seed, for the emotions "
+            "that go most with the choices and most against them."
         ),
         headline=figures[0],
         threshold=THRESHOLD,

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import false_discovery_control
+from torch import Tensor
 
 from emoreg.statistics.bootstrap import bootstrap_mean
 from emoreg.validation.check import Figure
+from emoreg.vectors.emotion_vectors import EmotionVectors
 
 DRAWS = 10_000
 
@@ -47,6 +49,30 @@ class Ranked:
         place = {column: i for i, column in enumerate(columns)}
         truth = [place[column] for column in self.truth[rows]]
         return Ranked.of(-self.ranks[rows][:, list(columns)].astype(float), truth)
+
+
+def standing_out(
+    vectors: EmotionVectors,
+    values: Float[Tensor, "text d_model"],
+    columns: Sequence[int],
+    reader: str,
+    layer: int,
+) -> Float[np.ndarray, "text emotion"]:
+    """Return readings of some emotions, standardized per emotion over the texts."""
+    read = vectors.project(values, layer=layer, reader=reader)[:, list(columns)].numpy()
+    return (read - read.mean(0)) / np.maximum(read.std(0), 1e-9)
+
+
+def own_places(
+    scores: Float[np.ndarray, "emotion emotion"],
+) -> Float[np.ndarray, " emotion"]:
+    """Return the place of each row's own column in its row, 1 for the highest.
+
+    What all rows give a column is taken out: it is no evidence for any of them.
+    """
+    centred = scores - scores.mean(0)
+    own = np.diag(centred)
+    return (centred < own[:, None]).sum(1) / (len(own) - 1)
 
 
 def rank_figures(

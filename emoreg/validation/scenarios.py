@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from torch import Tensor
 
 from emoreg.residual.pooling import Passage
 from emoreg.validation.check import Check, Curves, Figure, Matrix
-from emoreg.validation.ranks import Ranked, named, rank_figures
-from emoreg.validation.subject import Subject
-from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.validation.ranks import Ranked, named, rank_figures, standing_out
+from emoreg.validation.subject import Subject, stand_in
+from emoreg.vectors.emotion_vectors import EmotionVectors
 
 NAME = "implicit scenarios"
 FACTOR, CEILING = 4.0, 0.5
@@ -35,10 +35,17 @@ def implicit_scenarios(subject: Subject) -> Check:
 
     Reader and layer are chosen on `dev`.
     """
-    sets = {split: _read(subject, split) for split in ("dev", "test")}
-    if any(len(set(labels)) < 2 for labels, _, _ in sets.values()):
+    rows = {s: subject.evaluation("scenarios", split=s) for s in ("dev", "test")}
+    known = {*subject.vectors.emotions}.intersection(
+        *({row["emotion"] for row in part} for part in rows.values())
+    )
+    if len(known) < 2:
         reason = "fewer than two of the scenarios' emotions have vectors"
         return replace(BLANK, not_run=reason)
+    sets = {
+        split: _read(subject, split, [row for row in part if row["emotion"] in known])
+        for split, part in rows.items()
+    }
     columns = _columns(subject.vectors, sets["test"][0])
     on_dev = {
         (reader, layer): float(
@@ -81,12 +88,7 @@ Texts = tuple[tuple[str, ...], Tensor, Tensor]
 """Labels, activations (text, layer, d_model), mean embeddings of the user's words."""
 
 
-def _read(subject: Subject, split: str) -> Texts:
-    rows = [
-        row
-        for row in subject.corpus.records("scenarios", split=split)
-        if row["emotion"] in subject.vectors.emotions
-    ]
+def _read(subject: Subject, split: str, rows: Sequence[Mapping[str, Any]]) -> Texts:
     prompts = [subject.prompt(row["text"]) for row in rows]
     values = subject.means(prompts, description=f"Reading scenarios ({split})")
     words = [_whole(subject.tokenizer(row["text"])["input_ids"]) for row in rows]
@@ -102,18 +104,6 @@ def _columns(vectors: EmotionVectors, labels: Sequence[str]) -> list[int]:
     return list(vectors.emotion_indices(list(dict.fromkeys(labels))))
 
 
-def _standing_out(
-    vectors: EmotionVectors,
-    values: Tensor,
-    columns: Sequence[int],
-    reader: str,
-    layer: int,
-) -> Float[np.ndarray, "text emotion"]:
-    """Return readings, standardized per emotion over the texts."""
-    read = vectors.project(values, layer=layer, reader=reader)[:, list(columns)].numpy()
-    return (read - read.mean(0)) / np.maximum(read.std(0), 1e-9)
-
-
 def _ranked(
     vectors: EmotionVectors,
     texts: Texts,
@@ -123,7 +113,7 @@ def _ranked(
 ) -> Ranked:
     labels, values, _ = texts
     column = vectors.layer_index(layer)
-    scores = _standing_out(vectors, values[:, column], columns, reader, layer)
+    scores = standing_out(vectors, values[:, column], columns, reader, layer)
     names = [vectors.emotions[c] for c in columns]
     return Ranked.of(scores, [names.index(label) for label in labels])
 
@@ -135,9 +125,11 @@ def _figures(
     on_dev: Mapping[tuple[str, int], float],
 ) -> tuple[Figure, ...]:
     """Return each reader's figures at the layer that was best on dev, best first."""
-    vectors, controls = subject.vectors, subject.controls
+    vectors = subject.vectors
     labels, _, words = texts
     embedded = subject.embedded.subset(vectors.emotions)
+    names = [vectors.emotions[c] for c in columns]
+    truth = [names.index(label) for label in labels]
     figures: list[Figure] = []
     best = {
         reader: max(vectors.layers, key=lambda i: on_dev[reader, i])
@@ -145,15 +137,13 @@ def _figures(
     }
     for reader in sorted(best, key=lambda name: -on_dev[name, best[name]]):
         layer = best[reader]
-        other = reader if reader in controls["shuffled"].readers else LDA
-        scores = _standing_out(embedded, words, columns, other, 0)
-        names = [vectors.emotions[c] for c in columns]
-        truth = [names.index(label) for label in labels]
         beside = {
-            "random": _ranked(controls["random"], texts, columns, reader, layer),
-            "shuffled": _ranked(controls["shuffled"], texts, columns, other, layer),
-            "embedding": Ranked.of(scores, truth),
+            name: _ranked(control, texts, columns, by, layer)
+            for name, control, by in subject.controls_for(reader)
         }
+        by = stand_in(reader, embedded)
+        scores = standing_out(embedded, words, columns, by, 0)
+        beside["embedding"] = Ranked.of(scores, truth)
         found = _ranked(vectors, texts, columns, reader, layer)
         figures += rank_figures(
             found, controls=beside, reader=reader, layer=layer, suffix=""
@@ -170,7 +160,7 @@ def _picture(
 ) -> Matrix:
     labels, values, _ = texts
     at = vectors.layer_index(layer)
-    scores = _standing_out(vectors, values[:, at], columns, reader, layer)
+    scores = standing_out(vectors, values[:, at], columns, reader, layer)
     names = tuple(vectors.emotions[c] for c in columns)
     means = [scores[[label == name for label in labels]].mean(0) for name in names]
     title = f"Readings ({reader}, layer {layer}) by implied emotion, in spreads"

@@ -1,11 +1,13 @@
 """Stability: would other stories have given the same vectors?"""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from emoreg.validation.check import Check, Figure
@@ -14,6 +16,7 @@ from emoreg.validation.held_out import ranks
 from emoreg.validation.subject import Subject, fitted
 from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS, EMOTIONS_TEST_TOPICS
 from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.mean_differences import FEWEST
 from emoreg.vectors.pooled import StoryActivations
 from emoreg.vectors.reader_fits import METHODS
 
@@ -27,6 +30,7 @@ HOLDS = 0.2
 dimensions stay within 0.08 in 95 of 100 cases."""
 TOP = 3
 
+Topics = tuple[str, ...]
 
 BLANK = Check(
     name=NAME,
@@ -47,31 +51,24 @@ def split_halves(subject: Subject) -> Check:
     accuracy grows with the number of stories; and what a few coordinates carry.
     """
     fit = subject.stories.of_topics(EMOTIONS_FIT_TOPICS)
-    cosines = _halves(fit)
-    shuffled = _halves(_with_shuffled_names(fit, subject.seed))
+    names = _in_all(fit, [half for split in _splits() for half in split], fewest=1)
+    if len(names) < 2:
+        reason = "fewer than two emotions have stories in all halves"
+        return replace(BLANK, not_run=reason)
+    cosines = _halves(fit, names)
+    shuffled = _halves(_with_shuffled_names(fit, subject.seed), names)
     layer = subject.layer_of.get(MEAN_DIFFERENCE, fit.layers[len(fit.layers) // 2])
-    order = [layer, *(i for i in fit.layers if i != layer)]
-    at = {i: fit.layers.index(i) for i in fit.layers}
-    figures = [
-        mean_figure(
-            HALVES,
-            cosines[at[i]],
-            controls={"chance": 0.0, "shuffled": float(shuffled[at[i]].mean())},
-            reader=MEAN_DIFFERENCE,
-            layer=i,
-        )
-        for i in order
-    ]
-    own = cosines[at[layer]]
-    names = _names(fit)
+    figures = _of_layers(fit.layers, layer, cosines, shuffled)
+    own = cosines[fit.layers.index(layer)]
+    readers, sizes = _of_readers(subject, fit), _sizes(subject, fit)
     return replace(
         BLANK,
         headline=figures[0],
         threshold=THRESHOLD,
         figures=(
             *figures,
-            *_of_readers(subject, fit),
-            *_sizes(subject, fit),
+            *readers[0],
+            *sizes[0],
             *_denoising(subject),
             *_coordinates(subject.vectors),
             *emotion_figures(
@@ -84,7 +81,7 @@ def split_halves(subject: Subject) -> Check:
             ),
         ),
         emotions={e: bool(c > HOLDS) for e, c in zip(names, own, strict=True)},
-        layers={i: float(cosines[at[i]].mean()) for i in fit.layers},
+        layers=dict(zip(fit.layers, cosines.mean(1).tolist(), strict=True)),
         pictures=(
             layer_curves(
                 "Cosine of halves by layer",
@@ -93,18 +90,71 @@ def split_halves(subject: Subject) -> Check:
                 {"stories": cosines.mean(1), "shuffled names": shuffled.mean(1)},
             ),
         ),
-        notes=_neutral_components(subject.vectors),
+        notes=(
+            *_left_out("the halves", fit, names),
+            *readers[1],
+            *sizes[1],
+            *_neutral_components(subject.vectors),
+        ),
     )
 
 
-def _names(stories: StoryActivations) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(stories.labels))
+def _of_layers(
+    layers: Sequence[int],
+    first: int,
+    cosines: Float[np.ndarray, "layer emotion"],
+    shuffled: Float[np.ndarray, "layer emotion"],
+) -> list[Figure]:
+    """Return the mean cosine at each layer beside that of shuffled names."""
+    at = {layer: row for row, layer in enumerate(layers)}
+    return [
+        mean_figure(
+            HALVES,
+            cosines[at[i]],
+            controls={"chance": 0.0, "shuffled": float(shuffled[at[i]].mean())},
+            reader=MEAN_DIFFERENCE,
+            layer=i,
+        )
+        for i in (first, *(i for i in layers if i != first))
+    ]
 
 
-def _differences(stories: StoryActivations) -> Float[Tensor, "layer emotion d_model"]:
-    """Return unit mean differences, emotions in the order of their first story."""
-    names = _names(stories)
-    rows = torch.tensor([names.index(label) for label in stories.labels])
+def _in_all(
+    stories: StoryActivations, parts: Sequence[Topics], *, fewest: int
+) -> tuple[str, ...]:
+    """Return the emotions that have `fewest` stories or more on each part's topics."""
+    told = list(zip(stories.labels, stories.topics, strict=True))
+    counts = [Counter(e for e, topic in told if topic in part) for part in parts]
+    known = dict.fromkeys(stories.labels)
+    return tuple(e for e in known if all(count[e] >= fewest for count in counts))
+
+
+def _left_out(
+    what: str, stories: StoryActivations, names: Sequence[str]
+) -> tuple[str, ...]:
+    """Return a note on emotions that have stories, but too few on some topics."""
+    missing = [e for e in dict.fromkeys(stories.labels) if e not in names]
+    said = f"Left out of {what}, for want of stories on some topics: "
+    return (f"{said}{', '.join(missing)}.",) if missing else ()
+
+
+def _part(
+    stories: StoryActivations, topics: Topics, names: Sequence[str]
+) -> StoryActivations:
+    """Return the stories of `names` on `topics`."""
+    told = enumerate(zip(stories.labels, stories.topics, strict=True))
+    return stories.rows([i for i, (e, t) in told if e in names and t in topics])
+
+
+def _classes(stories: StoryActivations, names: Sequence[str]) -> Int[Tensor, " text"]:
+    return torch.tensor([names.index(label) for label in stories.labels])
+
+
+def _differences(
+    stories: StoryActivations, names: Sequence[str]
+) -> Float[Tensor, "layer emotion d_model"]:
+    """Return the unit mean differences of `names`, in that order."""
+    rows = _classes(stories, names)
     sums = torch.zeros(len(names), *stories.values.shape[1:])
     sums.index_add_(0, rows, stories.values.float())
     means = sums / rows.bincount(minlength=len(names))[:, None, None]
@@ -112,16 +162,26 @@ def _differences(stories: StoryActivations) -> Float[Tensor, "layer emotion d_mo
     return centred / centred.norm(dim=-1, keepdim=True)
 
 
-def _halves(stories: StoryActivations) -> Float[np.ndarray, "layer emotion"]:
-    """Return the mean cosine of the halves over `SPLITS` splits of the topics."""
+def _splits() -> list[tuple[Topics, Topics]]:
+    """Return `SPLITS` splits of the topics into halves."""
     topics = EMOTIONS_FIT_TOPICS
     halves = list(combinations(topics, len(topics) // 2))
     halves = halves[: len(halves) // 2]  # the rest are their complements
     step = max(1, len(halves) // SPLITS)
+    return [
+        (half, tuple(topic for topic in topics if topic not in half))
+        for half in halves[::step][:SPLITS]
+    ]
+
+
+def _halves(
+    stories: StoryActivations, names: Sequence[str]
+) -> Float[np.ndarray, "layer emotion"]:
+    """Return each emotion's cosine of the halves, averaged over the splits."""
     found = []
-    for half in halves[::step][:SPLITS]:
-        rest = [topic for topic in topics if topic not in half]
-        one, other = (_differences(stories.of_topics(part)) for part in (half, rest))
+    for split in _splits():
+        parts = (_part(stories, half, names) for half in split)
+        one, other = (_differences(part, names) for part in parts)
         found.append((one * other).sum(-1))
     return torch.stack(found).mean(0).numpy()
 
@@ -137,33 +197,52 @@ def _with_shuffled_names(stories: StoryActivations, seed: int) -> StoryActivatio
     return replace(stories, labels=tuple(labels))
 
 
-def _of_readers(subject: Subject, fit: StoryActivations) -> list[Figure]:
-    """Return the same cosine of the other readers, odd topics against even ones."""
-    names, figures = _names(fit), []
-    halves = [fit.of_topics(EMOTIONS_FIT_TOPICS[start::2]) for start in (0, 1)]
+def _of_readers(
+    subject: Subject, fit: StoryActivations
+) -> tuple[list[Figure], tuple[str, ...]]:
+    """Return the same cosine of the other readers, odd topics against even ones.
+
+    And a note on emotions that are left out.
+    """
+    halves = [EMOTIONS_FIT_TOPICS[start::2] for start in (0, 1)]
+    names, figures = _in_all(fit, halves, fewest=FEWEST), []
+    notes = _left_out("the halves of other readers", fit, names)
+    if len(names) < 2:
+        return figures, notes
+    parts = [_part(fit, half, names) for half in halves]
     for reader in subject.vectors.readers:
         if reader not in METHODS:
             continue
         layer = subject.layer_of[reader]
         column = fit.layers.index(layer)
         units = []
-        for half in halves:
-            truth = torch.tensor([names.index(label) for label in half.labels])
-            ((weight, _),) = METHODS[reader](half.values[:, column].float(), truth)
+        for part in parts:
+            truth = _classes(part, names)
+            ((weight, _),) = METHODS[reader](part.values[:, column].float(), truth)
             units.append(weight / weight.norm(dim=-1, keepdim=True))
         cosines = (units[0] * units[1]).sum(-1).numpy()
         beside = {"chance": 0.0}
         at = {"controls": beside, "reader": reader, "layer": layer}
         figures.append(mean_figure(HALVES, cosines, **at))
-    return figures
+    return figures, notes
 
 
-def _sizes(subject: Subject, fit: StoryActivations) -> list[Figure]:
-    """Return held-out accuracy with fewer stories per emotion."""
-    test, found = subject.stories.of_topics(EMOTIONS_TEST_TOPICS), []
-    for size in SIZES:
-        part = fit.of_topics(EMOTIONS_FIT_TOPICS[:size])
-        vectors = fitted(part)
+def _sizes(
+    subject: Subject, fit: StoryActivations
+) -> tuple[list[Figure], tuple[str, ...]]:
+    """Return held-out accuracy with fewer stories per emotion.
+
+    And a note on emotions that are left out, throughout: accuracies of other numbers
+    of emotions could not be compared.
+    """
+    parts = {size: EMOTIONS_FIT_TOPICS[:size] for size in SIZES}
+    names, found = _in_all(fit, list(parts.values()), fewest=FEWEST), []
+    notes = _left_out("the accuracy by number of stories", fit, names)
+    test = _part(subject.stories, EMOTIONS_TEST_TOPICS, names)
+    if len(names) < 2 or not test.labels:
+        return found, notes
+    for size, topics in parts.items():
+        vectors = fitted(_part(fit, topics, names))
         for reader in (MEAN_DIFFERENCE, LDA):
             layer = subject.layer_of.get(reader, vectors.layers[0])
             own = ranks(vectors, test, reader, layer).own
@@ -177,7 +256,7 @@ def _sizes(subject: Subject, fit: StoryActivations) -> list[Figure]:
                     layer=layer,
                 )
             )
-    return found
+    return found, notes
 
 
 def _denoising(subject: Subject) -> list[Figure]:

@@ -10,17 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emoreg.residual.batches import token_batches
+from emoreg.residual.evaluating import evaluating
 from emoreg.residual.layers import num_layers
 from emoreg.residual.steer import steered
 from emoreg.validation.check import Check, Curves, Figure
 from emoreg.validation.figures import emotion_figures, mean_figure
-from emoreg.validation.subject import Subject
-from emoreg.vectors.emotion_vectors import (
-    LDA,
-    MEAN_DIFFERENCE,
-    RANDOM,
-    EmotionVectors,
-)
+from emoreg.validation.ranks import own_places
+from emoreg.validation.subject import Subject, stand_in
+from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, RANDOM, EmotionVectors
 from emoreg.vectors.steering import additions, layer_near
 
 NAME, PLACE = "steering", "place of the own word's gain"
@@ -68,24 +65,24 @@ def steering(subject: Subject) -> Check:
         for reader in (*readers, RANDOM)
     }
     shuffled = subject.controls["shuffled"]
-    by = MEAN_DIFFERENCE if MEAN_DIFFERENCE in shuffled.readers else LDA
+    by = stand_in(MEAN_DIFFERENCE, shuffled)
     shifts["shuffled"] = word_shifts(subject, shuffled, emotions, tokens, by, norms)
     beside = {
         "chance": 0.5,
-        "random": float(_places(shifts[RANDOM][JUDGED]).mean()),
-        "shuffled": float(_places(shifts["shuffled"][JUDGED]).mean()),
+        "random": float(own_places(shifts[RANDOM][JUDGED]).mean()),
+        "shuffled": float(own_places(shifts["shuffled"][JUDGED]).mean()),
     }
     figures = [
         mean_figure(
             PLACE,
-            _places(shifts[reader][JUDGED]),
+            own_places(shifts[reader][JUDGED]),
             controls=beside,
             reader=reader,
             layer=layer,
         )
         for reader in readers
     ]
-    own = _places(shifts[readers[0]][JUDGED])
+    own = own_places(shifts[readers[0]][JUDGED])
     return replace(
         BLANK,
         headline=figures[0],
@@ -151,19 +148,10 @@ def _log_probs(
     # All in one call: it costs hardly more than one of them.
     (batch,) = token_batches(openings, budget=1 << 20, pad_id=0)
     mask = batch.attention_mask.to(device)
-    with torch.no_grad(), steered(model, move):
+    with evaluating(model), torch.no_grad(), steered(model, move):
         out = model(input_ids=batch.input_ids.to(device), attention_mask=mask)
     last = out.logits[torch.arange(len(mask), device=device), mask.sum(1) - 1]
     return last.float().log_softmax(-1).mean(0).cpu()
-
-
-def _places(
-    shifts: Float[np.ndarray, "steered word"],
-) -> Float[np.ndarray, " steered"]:
-    """Return each own word's place; what any steering does to a word is taken out."""
-    centred = shifts - shifts.mean(0)
-    own = np.diag(centred)
-    return (centred < own[:, None]).sum(1) / (len(own) - 1)
 
 
 def _held(

@@ -103,24 +103,40 @@ class Subject:
         """Return the mean input embedding over each span."""
         return embedding_means(self.model, passages)
 
+    def evaluation(
+        self, name: str, *, split: str | None = None
+    ) -> tuple[Mapping[str, Any], ...]:
+        """Return a set of prompts to measure with, as `Corpus.records` does.
+
+        They are no part of an emotion corpus: a folder without them has the packaged
+        ones.
+        """
+        corpus = self.corpus if self.corpus.has(name) else Corpus.packaged()
+        return corpus.records(name, split=split)
+
+    def written(self, text: str) -> str:
+        """Return a user's message in the chat template, up to the decision token."""
+        messages = [{"role": "user", "content": text}]
+        return render(self.tokenizer, messages, generation_prompt=True)
+
     def prompt(self, text: str) -> Passage:
         """Return a user's message up to the decision token, which is its one span."""
-        messages = [{"role": "user", "content": text}]
-        written = render(self.tokenizer, messages, generation_prompt=True)
-        ids = self.tokenizer(written, add_special_tokens=False)["input_ids"]
+        ids = self._ids(self.written(text))
         return Passage(ids=tuple(ids), spans=((len(ids) - 1, len(ids)),))
 
     def first_tokens(self, emotions: Sequence[str]) -> Mapping[str, int]:
         """Return the first token of each emotion's word, where no other word has it.
 
-        With a space before it, as words stand in a text.
+        As words stand in a text, after another one: at its beginning a tokenizer may
+        put a mark that all words share.
         """
-        first = {
-            e: self.tokenizer(f" {e}", add_special_tokens=False)["input_ids"][0]
-            for e in emotions
-        }
+        before = len(self._ids("a"))
+        first = {e: self._ids(f"a {e}")[before] for e in emotions}
         found = list(first.values())
         return {e: token for e, token in first.items() if found.count(token) == 1}
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     @cached_property
     def stories(self) -> StoryActivations:
@@ -175,12 +191,9 @@ class Subject:
         return {"random": self._random(), "shuffled": self._shuffled()}
 
     def controls_for(self, reader: str) -> Iterator[tuple[str, EmotionVectors, str]]:
-        """Yield each control's name, its vectors and which of their readers to use.
-
-        That is `reader` where they have it, else their first.
-        """
+        """Yield each control's name, its vectors and which of their readers to use."""
         for name, vectors in self.controls.items():
-            yield name, vectors, reader if reader in vectors.readers else LDA
+            yield name, vectors, stand_in(reader, vectors)
 
     @cached_property
     def embedded(self) -> EmotionVectors:
@@ -205,6 +218,11 @@ class Subject:
         labels = list(fit.labels)
         random.Random(self.seed).shuffle(labels)
         return fitted(replace(fit, labels=tuple(labels))).subset(self.vectors.emotions)
+
+
+def stand_in(reader: str, control: EmotionVectors) -> str:
+    """Return `reader` where a control has it, else its LDA, else its first."""
+    return next(r for r in (reader, LDA, *control.readers) if r in control.readers)
 
 
 def fitted(stories: StoryActivations) -> EmotionVectors:

@@ -38,8 +38,9 @@ def surface(subject: Subject) -> Check:
     column = subject.vectors.layer_index(layer)
     x = subject.stories.values[:, column].double().numpy()
     places = _places(x, subject.stories)
+    components = range(places.shape[1])
     table = np.array(
-        [[_r(x, places[:, c]) for c in range(COMPONENTS)] for x in features.values()]
+        [[_r(x, places[:, c]) for c in components] for x in features.values()]
     )
     rows = [
         Figure(
@@ -50,7 +51,7 @@ def surface(subject: Subject) -> Check:
             lower_is_better=True,
         )
         for i, name in enumerate(features)
-        for c in range(COMPONENTS)
+        for c in components
     ]
     rows.sort(key=lambda figure: -figure.value)
     return Check(
@@ -69,7 +70,7 @@ def surface(subject: Subject) -> Check:
             Matrix(
                 title="Surface features against components (r)",
                 rows=tuple(features),
-                columns=tuple(f"component {c + 1}" for c in range(COMPONENTS)),
+                columns=tuple(f"component {c + 1}" for c in components),
                 values=table,
             ),
         ),
@@ -103,7 +104,8 @@ def _places(
     labels = np.array([names.index(label) for label in stories.labels])
     means = np.stack([x[labels == k].mean(0) for k in range(len(names))])
     axes = np.linalg.svd(means - means.mean(0), full_matrices=False)[2]
-    return (x - x.mean(0)) @ axes[:COMPONENTS].T
+    # Differences of n means fill n - 1 dimensions; an axis beyond them is any.
+    return (x - x.mean(0)) @ axes[: min(COMPONENTS, len(names) - 1)].T
 
 
 def _r(a: Float[np.ndarray, " text"], b: Float[np.ndarray, " text"]) -> float:

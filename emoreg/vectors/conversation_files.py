@@ -20,7 +20,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     Raises:
         ValueError: With file and line, if one is wrong, or if there is none.
     """
-    records = read_records(path, path.parent, required=_FIELDS)
+    records = list(read_records(path, path.parent, required=_FIELDS))
     conversations = [_conversation(record) for record in records]
     _check_repeats(records)
     if not conversations:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured
+from emoreg.residual.evaluating import evaluating
 from emoreg.residual.layers import d_model, model_name, num_layers
 from emoreg.residual.steer import addition, steered
 from emoreg.residual.tokens import real_tokens_from, render
@@ -87,6 +88,8 @@ def steer(
     for strength in strengths:
         addition(torch.zeros(1), strength=strength, norm=1.0)  # refuses NaN at once
     chosen = (layer_near(vectors, num_layers(model)),) if layers is None else layers
+    for layer in chosen:
+        vectors.layer_index(layer)  # refuses a layer that they don't have
     norms = mean_norms(model, tokenizer, Corpus.packaged(), chosen)
     messages = [{"role": "user", "content": prompt}]
     text = render(tokenizer, messages, generation_prompt=True)
@@ -204,7 +207,7 @@ def _answer(
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
     if sample:
         how = {"do_sample": True, "temperature": 1.0, "top_p": 0.95}
-    with torch.random.fork_rng(), torch.no_grad():
+    with evaluating(model), torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         out = model.generate(
             **inputs,

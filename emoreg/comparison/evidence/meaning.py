@@ -45,7 +45,7 @@ def dose_slopes(
     averaged over the template's emotions.
     """
     vectors = subject.vectors
-    rows = [r for r in subject.corpus.records("dose") if expected_signs(vectors, r)]
+    rows = [r for r in subject.evaluation("dose") if expected_signs(vectors, r)]
     slopes = np.zeros((len(rows), len(readers), len(layers)))
     for number, activations in enumerate(read_doses(subject, rows)):
         signs = expected_signs(vectors, rows[number])
@@ -69,7 +69,7 @@ def distress(
 
     NaN where the vectors have no such emotion.
     """
-    vectors, rows = subject.vectors, subject.corpus.records("prompts", split="test")
+    vectors, rows = subject.vectors, subject.evaluation("prompts", split="test")
     texts = {kind: [r["text"] for r in rows if r["kind"] == kind] for kind in KINDS}
     shape = (len(texts[KINDS[0]]), len(readers), len(layers))
     if ANSWERED not in vectors.emotions:
