@@ -23,37 +23,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, load_dataset
-from trl import DPOConfig, DPOTrainer, TrlParser  # pyright: ignore
+from recipe_parts import SharedFlags, parsed, untrained
+from trl import DPOConfig, DPOTrainer  # pyright: ignore
 
 import emoreg
-from emoreg.demo import load_any
 
 
 @dataclass
-class Recipe:
+class Recipe(SharedFlags):
     """What this program adds to DPOConfig."""
 
-    vectors: str = field(metadata={"help": "File made by `emoreg extract`."})
-    model: str = field(
-        default="demo", metadata={"help": "`demo`, a folder or a hub id."}
-    )
     data: str = field(
         default="packaged",
         metadata={"help": "`packaged`, a .jsonl file or a hub data set."},
     )
-    reference: str = field(
-        default="",
-        metadata={"help": "File made by `emoreg calibrate`; measured now if empty."},
-    )
-    terms: str = field(
-        default="decouple", metadata={"help": "`decouple`, or `none` (control)."}
-    )
     outcome: str = field(
         default="failed", metadata={"help": "Column with one failure per turn."}
     )
-    contrast: float = field(default=1.0, metadata={"help": "Weight of the decoupler."})
 
 
 def packaged_pairs(seed: int) -> Dataset:
@@ -88,14 +75,7 @@ def load_pairs(recipe: Recipe, seed: int) -> Dataset:
 
 def main(recipe: Recipe, args: DPOConfig) -> Any:
     """Train, save the adapter, and return the trainer."""
-    loaded = load_any(recipe.model)
-    vectors = emoreg.EmotionVectors.load(recipe.vectors)
-    twins = emoreg.Corpus.packaged().transcripts("train")
-    reference = (
-        emoreg.Reference.load(recipe.reference)
-        if recipe.reference
-        else emoreg.calibrate(loaded.model, loaded.tokenizer, twins, vectors)
-    )
+    loaded, vectors, reference = untrained(recipe)
     args.max_length = None  # a cut transcript would lose a decision token
     trainer = DPOTrainer(
         model=loaded.model,  # pyright: ignore[reportArgumentType]
@@ -119,11 +99,8 @@ def main(recipe: Recipe, args: DPOConfig) -> Any:
 
 
 def parse(arguments: list[str] | None = None) -> tuple[Recipe, DPOConfig]:
-    """Return both parts of the command line; on a CPU, say so to accelerate."""
-    arguments = list(arguments or [])
-    if not torch.cuda.is_available():
-        arguments += ["--use_cpu", "true", "--bf16", "false"]
-    return TrlParser((Recipe, DPOConfig)).parse_args_and_config(arguments)  # pyright: ignore
+    """Return both parts of the command line."""
+    return parsed(Recipe, DPOConfig, arguments)
 
 
 if __name__ == "__main__":

@@ -19,51 +19,31 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from coding_game import Rollouts, cheated, failed, tests
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer, TrlParser  # pyright: ignore
+from recipe_parts import SharedFlags, parsed, untrained
+from trl import GRPOConfig, GRPOTrainer  # pyright: ignore
 
 import emoreg
 from emoreg.behavior.impossible.tasks import load_tasks
 from emoreg.behavior.sandbox.limits import Limits
 from emoreg.behavior.sandbox.sandbox import Sandbox
-from emoreg.demo import load_any
 
 
 @dataclass
-class Recipe:
+class Recipe(SharedFlags):
     """What this program adds to GRPOConfig."""
 
-    vectors: str = field(metadata={"help": "File made by `emoreg extract`."})
-    model: str = field(
-        default="demo", metadata={"help": "`demo`, a folder or a hub id."}
-    )
     tasks: str = field(default="", metadata={"help": "The packaged ones if empty."})
     attempts: int = field(default=3, metadata={"help": "In a rollout."})
     allow_weak_sandbox: bool = field(
         default=False, metadata={"help": "Run code where only limits shut it in."}
     )
-    reference: str = field(
-        default="",
-        metadata={"help": "File made by `emoreg calibrate`; measured now if empty."},
-    )
-    terms: str = field(
-        default="decouple", metadata={"help": "`decouple`, or `none` (control)."}
-    )
-    contrast: float = field(default=1.0, metadata={"help": "Weight of the decoupler."})
 
 
 def main(recipe: Recipe, args: GRPOConfig) -> Any:
     """Train, save the adapter, and return the trainer."""
-    loaded = load_any(recipe.model)
-    vectors = emoreg.EmotionVectors.load(recipe.vectors)
-    twins = emoreg.Corpus.packaged().transcripts("train")
-    reference = (
-        emoreg.Reference.load(recipe.reference)
-        if recipe.reference
-        else emoreg.calibrate(loaded.model, loaded.tokenizer, twins, vectors)
-    )
+    loaded, vectors, reference = untrained(recipe)
     sandbox = Sandbox(limits=Limits(seconds=2.0), allow_weak=recipe.allow_weak_sandbox)
     tasks = load_tasks(recipe.tasks or None)
     game = Rollouts(loaded.tokenizer, tasks, sandbox, attempts=recipe.attempts)
@@ -93,11 +73,8 @@ def main(recipe: Recipe, args: GRPOConfig) -> Any:
 
 
 def parse(arguments: list[str] | None = None) -> tuple[Recipe, GRPOConfig]:
-    """Return both parts of the command line; on a CPU, say so to accelerate."""
-    arguments = list(arguments or [])
-    if not torch.cuda.is_available():
-        arguments += ["--use_cpu", "true", "--bf16", "false"]
-    return TrlParser((Recipe, GRPOConfig)).parse_args_and_config(arguments)  # pyright: ignore
+    """Return both parts of the command line."""
+    return parsed(Recipe, GRPOConfig, arguments)
 
 
 if __name__ == "__main__":

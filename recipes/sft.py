@@ -23,33 +23,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, load_dataset
-from trl import SFTConfig, SFTTrainer, TrlParser  # pyright: ignore
+from recipe_parts import SharedFlags, parsed, untrained
+from trl import SFTConfig, SFTTrainer  # pyright: ignore
 
 import emoreg
-from emoreg.demo import load_any
 from emoreg.vectors.transcripts import shortest
 
 
 @dataclass
-class Recipe:
+class Recipe(SharedFlags):
     """What this program adds to SFTConfig."""
 
-    vectors: str = field(metadata={"help": "File made by `emoreg extract`."})
-    model: str = field(
-        default="demo", metadata={"help": "`demo`, a folder or a hub id."}
-    )
     data: str = field(
         default="packaged",
         metadata={"help": "`packaged`, a .jsonl file or a hub data set."},
     )
-    reference: str = field(
-        default="",
-        metadata={"help": "File made by `emoreg calibrate`; measured now if empty."},
-    )
     terms: str = field(
-        default="decouple", metadata={"help": "`decouple`, `paired`, or `none`."}
+        default="decouple",
+        metadata={
+            "help": "`none` is the control.",
+            "choices": ["decouple", "paired", "none"],
+        },
     )
     outcome: str = field(
         default="failed", metadata={"help": "Column with one failure per turn."}
@@ -60,7 +55,6 @@ class Recipe:
     twins: int = field(
         default=0, metadata={"help": "Use the shortest so many twins; 0 is all."}
     )
-    contrast: float = field(default=1.0, metadata={"help": "Weight of the decoupler."})
     band: float = field(default=0.1, metadata={"help": "Weight of the calm band."})
     meaning: float = field(default=1.0, metadata={"help": "Weight of MeaningAnchor."})
     kl: float = field(default=0.1, metadata={"help": "Weight of ReferenceKL."})
@@ -97,14 +91,7 @@ def load_rows(recipe: Recipe, seed: int) -> Dataset:
 
 def main(recipe: Recipe, args: SFTConfig) -> Any:
     """Train, save the adapter, and return the trainer."""
-    loaded = load_any(recipe.model)
-    vectors = emoreg.EmotionVectors.load(recipe.vectors)
-    twins = emoreg.Corpus.packaged().transcripts("train")
-    reference = (
-        emoreg.Reference.load(recipe.reference)
-        if recipe.reference
-        else emoreg.calibrate(loaded.model, loaded.tokenizer, twins, vectors)
-    )
+    loaded, vectors, reference = untrained(recipe)
     args.max_length = None  # a cut transcript would lose its last decision token
     trainer = SFTTrainer(
         model=loaded.model,  # pyright: ignore[reportArgumentType]
@@ -137,11 +124,8 @@ def main(recipe: Recipe, args: SFTConfig) -> Any:
 
 
 def parse(arguments: list[str] | None = None) -> tuple[Recipe, SFTConfig]:
-    """Return both parts of the command line; on a CPU, say so to accelerate."""
-    arguments = list(arguments or [])
-    if not torch.cuda.is_available():
-        arguments += ["--use_cpu", "true", "--bf16", "false"]
-    return TrlParser((Recipe, SFTConfig)).parse_args_and_config(arguments)  # pyright: ignore
+    """Return both parts of the command line."""
+    return parsed(Recipe, SFTConfig, arguments)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import emoreg
 from emoreg.demo import load_any
-from emoreg.training.adapters import subspace_lora, weighted_adapters, with_adapter
+from emoreg.training.adapters import (
+    subspace_lora,
+    weighted_adapters,
+    with_adapter,
+    with_new_lora,
+)
 from emoreg.training.reference import Reference
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -132,6 +138,30 @@ def test_a_merged_model_of_few_bits_is_measured_anew_from_its_folder(
     assert 1e-4 * np.linalg.norm(after) < off < 0.5 * trained
 
 
+@pytest.mark.parametrize("subspace", [True, False])
+def test_of_a_model_that_sees_the_blocks_that_read_are_trained_alone(
+    *, subspace: bool
+) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32}
+    sizes |= {"num_hidden_layers": 4, "num_attention_heads": 2}
+    eyes = {"model_type": "clip_vision_model", "image_size": 16, "patch_size": 8}
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "llama", "vocab_size": 64, **sizes},
+        vision_config={**eyes, **sizes},
+    )
+    base = transformers.LlavaForConditionalGeneration(config)
+    vectors = cases.make_vectors()
+    make = subspace_lora if subspace else partial(with_new_lora, seed=0)
+    tuned = make(base, vectors)
+    names = [n for n, _ in tuned.named_parameters() if "lora_A" in n]
+    assert names
+    assert all("language_model.layers." in name for name in names)
+    # Control: what sees has layers of the same names and numbers.
+    assert any(
+        "vision_tower" in n and ".1.self_attn.q_proj" in n for n in tuned.state_dict()
+    )
+
+
 # ------------------------------------------------------------------ weighted sums
 
 IDS = torch.arange(5, 29).reshape(2, 12)
@@ -207,10 +237,10 @@ def test_a_sum_is_saved_and_loaded_with_plain_peft(
 ) -> None:
     made: Any = weighted_adapters(model(), dict.fromkeys(trained.values(), 0.7))
     made.save_pretrained(tmp_path / "sum")
-    (folder,) = {p.parent for p in (tmp_path / "sum").rglob("adapter_config.json")}
-    again: Any = PeftModel.from_pretrained(model(), str(folder)).eval()
-    torch.testing.assert_close(logits(again), logits(made), rtol=1e-4, atol=1e-5)
-    assert list(made.peft_config) == ["weighted"]
+    plain: Any = PeftModel.from_pretrained(model(), tmp_path / "sum")
+    for again in (plain.eval(), with_adapter(model(), tmp_path / "sum")):
+        torch.testing.assert_close(logits(again), logits(made), rtol=1e-4, atol=1e-5)
+    assert list(made.peft_config) == ["default"]
 
 
 def test_sums_that_can_not_be_are_refused(
@@ -222,3 +252,24 @@ def test_sums_that_can_not_be_are_refused(
         weighted_adapters(model(), {trained["task"]: float("nan")})
     with pytest.raises(ValueError, match=r"adapter_config\.json"):
         weighted_adapters(model(), {trained["task"]: 1.0, tmp_path / "none": 1.0})
+
+
+@pytest.mark.parametrize("alien", ["affect", "task"])
+def test_a_model_is_as_it_was_where_a_sum_is_refused(
+    model: Callable[[], PreTrainedModel],
+    trained: dict[str, Path],
+    tmp_path: Path,
+    alien: str,
+) -> None:
+    """The first adapter is not left switched on in it, whichever is refused."""
+    base = model()
+    names, before = [n for n, _ in base.named_modules()], logits(base)
+    file = trained[alien] / "adapter_model.safetensors"
+    renamed = {k.replace("layers.", "blocks."): v for k, v in load_file(file).items()}
+    save_file(renamed, file)
+    for other in (trained["affect"], tmp_path / "none"):
+        with pytest.raises(ValueError, match="adapter"):
+            weighted_adapters(base, {trained["task"]: 1.0, other: 1.0})
+        assert [n for n, _ in base.named_modules()] == names
+        assert torch.equal(logits(base), before)
+        assert not hasattr(base, "peft_config")

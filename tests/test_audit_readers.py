@@ -19,6 +19,7 @@ import emoreg
 from emoreg.losses.term import refuse_audit_items
 from emoreg.residual.layers import LayerPlan
 from emoreg.residual.pooling import Passage, span_means
+from emoreg.residual.spans import message_spans
 from emoreg.residual.tokens import conversation_ids
 from emoreg.training.reference import calibrate
 from emoreg.vectors.audit_readers import (
@@ -35,7 +36,6 @@ from emoreg.vectors.dialogues import (
     dialogues_of,
     labelled_dialogues,
     pool_dialogues,
-    turn_spans,
 )
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.extract import extract
@@ -285,7 +285,7 @@ def test_a_speakers_words_are_found_whatever_stands_around_them(
         {"role": "assistant", "content": "  It is fine. It is fine.  "},
         {"role": "user", "content": "Is it fine?"},
     ]
-    ids, spans = turn_spans(tokenizer, messages)
+    ids, spans = message_spans(tokenizer, messages)
     said = [
         str(tokenizer.decode(list(ids[start:end]))).lstrip() for start, end in spans
     ]
@@ -295,7 +295,7 @@ def test_a_speakers_words_are_found_whatever_stands_around_them(
         "{% for message in messages %}{{ message['content'] | upper }}{% endfor %}"
     )
     with pytest.raises(ValueError, match="must keep what a message says"):
-        turn_spans(tokenizer, messages)
+        message_spans(tokenizer, messages)
 
 
 def test_a_dialogue_is_the_mean_over_all_words_of_who_feels(
@@ -311,7 +311,7 @@ def test_a_dialogue_is_the_mean_over_all_words_of_who_feels(
         ],
     }
     found = pool_dialogues(model, tokenizer, [dialogue], (1, 2), quiet=True)
-    ids, spans = turn_spans(tokenizer, dialogue["messages"])
+    ids, spans = message_spans(tokenizer, dialogue["messages"])
     with torch.no_grad():
         states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
     places = [p for i in (0, 2) for p in range(*spans[i])]

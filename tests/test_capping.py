@@ -54,6 +54,20 @@ def test_what_is_past_the_ceiling_is_set_to_it_and_nothing_else(model: Model) ->
     assert torch.equal(streams(made, (1, 2))[2], before[2])  # and it is off again
 
 
+def test_a_callers_autocast_costs_no_precision(model: Model) -> None:
+    made = model().eval()
+    v = unit(made)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = streams(made, (1,))[1]
+        ceiling = float((before @ v).min()) - 1
+        with capped(made, {1: Cap(direction=v, ceiling=ceiling)}):
+            after = streams(made, (1,))[1]
+        rough = before @ v  # control: what a product is there
+    assert rough.dtype == torch.bfloat16
+    found = after.float() @ v - ceiling
+    assert float(found.abs().max()) < 1e-5
+
+
 def test_a_ceiling_that_nothing_reaches_changes_no_bit(model: Model) -> None:
     made: Any = model().eval()
     with torch.no_grad():

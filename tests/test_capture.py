@@ -71,6 +71,22 @@ def test_negative_layers_count_from_the_end(tiny_model: Build, ids: Tensor) -> N
         assert -1 not in captured
 
 
+def test_streams_are_where_they_are_asked_for(tiny_model: Build, ids: Tensor) -> None:
+    """A model over several devices: its blocks' output must meet one batch's mask."""
+    model = tiny_model("llama")
+    elsewhere = torch.device("meta")
+    with torch.no_grad(), capture(model, [1], device=elsewhere) as captured:
+        model(input_ids=ids)
+        assert captured[1].device == elsewhere
+    places = []
+
+    def consume(batch: Batch, captured: Captured) -> None:
+        places.append((captured.device, batch.input_ids.device))
+
+    read_stream(model, ids.tolist(), [1], consume, quiet=True)
+    assert places == [(ids.device, ids.device)]
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_hooks_are_gone_after_an_exception(
     tiny_model: Build, ids: Tensor, family: str

@@ -215,6 +215,17 @@ def test_a_line_after_a_cut_one_is_whole(tmp_path: Path) -> None:
     assert len(file.path.read_text().splitlines()) == 2  # the cut one is gone
 
 
+def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    file, nan, inf = LogFile(tmp_path), float("nan"), float("inf")
+    file.write({"step": 1, "x": nan, "y": 0.5, "rows": [{"z": -inf}, (inf, 2)]})
+
+    def refused(word: str) -> None:
+        raise AssertionError(word)  # what a strict reader says to NaN
+
+    line = json.loads(file.path.read_text(), parse_constant=refused)
+    assert line == {"step": 1, "x": None, "y": 0.5, "rows": [{"z": None}, [None, 2]]}
+
+
 def test_evaluation_lines_are_beside_those_of_training(
     make: Callable[..., Any],
 ) -> None:

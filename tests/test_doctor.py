@@ -27,7 +27,12 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
+from emoreg import presets
 from emoreg.cli import main
+from emoreg.losses.baselines import SquaredCorrelation
+from emoreg.losses.energy import EnergyDistance
+from emoreg.losses.jumps import JumpPenalty
+from emoreg.losses.reroute import Complement, RerouteAnchor
 from emoreg.residual.layers import decoder_layers
 from emoreg.training.attach import attach
 from emoreg.training.doctor import doctor as doctor_module
@@ -449,6 +454,48 @@ def test_a_term_that_asks_for_nothing_is_warned_of(build: Callable[..., Any]) ->
     assert line(trainer, "accumulation").status == "warn"
 
 
+def examined(
+    terms: Any, parts: tuple[Any, ...], rows: Dataset | None = None, **changes: Any
+) -> dict[str, Finding]:
+    """The lines on a trainer with terms of one's own."""
+    model, tokenizer, vectors, reference, folder = parts
+    made = cases.make_sft(
+        model(), tokenizer, folder, peft=cases.adapter(), rows=rows, **changes
+    )
+    monitor = Monitor(vectors)
+    attach(made, monitor=monitor, terms=terms, outcome="failed", reference=reference)
+    return {x.name: x for x in doctor(made).lines}
+
+
+@pytest.fixture
+def parts(
+    model: Any, tokenizer: Any, vectors: Any, reference: Any, tmp_path: Path
+) -> tuple[Any, ...]:
+    return model, tokenizer, vectors, reference, tmp_path
+
+
+def test_terms_that_are_zero_in_a_first_step_are_tried_in_a_second(
+    parts: tuple[Any, ...],
+) -> None:
+    _, _, vectors, reference, _ = parts
+    probe, signs = presets.loss_probe(vectors, reference)
+    outside = Complement.outside([probe])
+    terms = [
+        JumpPenalty(probe, signs, level=torch.full((1, len(signs)), -1e3)),
+        RerouteAnchor(outside, torch.ones(len(probe.layers))),
+        SquaredCorrelation(probe),
+        EnergyDistance(probe),
+    ]
+    found = examined(terms, parts)
+    for term in terms[:3]:
+        line = found[f"gradient of {term.name}"]
+        assert line.status == "pass", line
+        assert "asks for nothing yet" in line.found
+    energy = found["gradient of energy"]
+    assert energy.status == "warn"
+    assert "before it has seen 64 failing and 64 passing turns" in energy.found
+
+
 # -- accumulation, adapter -----------------------------------------------------------
 
 
@@ -518,6 +565,20 @@ def test_a_reference_that_is_not_the_base_fails(build: Callable[..., Any]) -> No
     with torch.no_grad():
         trainer.model.get_input_embeddings().weight.mul_(1.5)
     assert line(trainer, "adapter off").status == "fail"
+
+
+def test_twins_readings_are_no_trained_reference(parts: tuple[Any, ...]) -> None:
+    _, _, vectors, reference, _ = parts
+    rows = Dataset.from_list(
+        [
+            {**cases.row((None, failed), k), "pair": str(k)}
+            for k in range(4)
+            for failed in (1.0, 0.0)
+        ]
+    )
+    terms = presets.decouple(vectors, reference, paired=True)
+    found = examined(terms, parts, rows)["adapter off"]
+    assert (found.status, "from the readings" in found.found) == ("pass", True)
 
 
 def test_without_an_adapter_the_reference_is_not_to_be_had(
@@ -611,6 +672,19 @@ def test_one_kind_of_outcome_fails(
     assert found.status == "fail"
     assert f"none is {kind}" in found.found
     assert "8 turns in 4 rows" in found.found
+
+
+def test_one_kind_of_outcome_is_enough_where_none_compares_two(
+    parts: tuple[Any, ...],
+) -> None:
+    _, _, vectors, reference, _ = parts
+    probe, signs = presets.loss_probe(vectors, reference)
+    rows = Dataset.from_list([cases.row((None, 1.0, 1.0), k) for k in range(4)])
+    for terms in ([JumpPenalty(probe, signs)], ()):
+        found = examined(terms, parts, rows)["outcomes"]
+        assert found.status == "warn"
+        assert "none is passing" in found.found
+        assert "no term compares the two kinds" in found.mend
 
 
 def test_without_outcomes_it_says_so(
@@ -714,6 +788,8 @@ def test_trackers(
     assert found.status == "pass"
     assert "offline" in found.found
     assert "every 1 steps" in found.found
+    both.args.logging_strategy = IntervalStrategy.EPOCH
+    assert "every epoch" in line(both, "trackers").found
     both.args.logging_strategy = IntervalStrategy.NO
     assert line(both, "trackers").status == "warn"
 

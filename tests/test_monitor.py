@@ -1,5 +1,6 @@
 """What the monitor keeps: sums that say what NumPy says of the readings themselves."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -53,6 +54,16 @@ def test_figures_are_those_of_the_readings() -> None:
     assert float(sums[2, 1, 3:].sum() - with_nan[3:].sum()) == pytest.approx(
         float(lost), abs=1e-4
     )
+
+
+def test_what_is_not_finite_is_told_and_in_no_bin() -> None:
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        values = torch.tensor([bad, *[1.0] * 24])[:, None]
+        sums = tally(values, torch.ones(1, 25))[0, 0].numpy()
+        assert math.isnan(figures(sums)["_std"])
+        assert sums[3:].sum() == 24
+    nowhere = tally(torch.full((25, 1), torch.nan), torch.ones(1, 25))[0, 0].numpy()
+    assert figures(nowhere).keys() == {"", "_std"}  # no bin, so no percentile
 
 
 def test_percentiles_are_numpys_to_a_bin() -> None:

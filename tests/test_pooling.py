@@ -6,8 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
+from emoreg.residual.layers import decoder_layers
 from emoreg.residual.pooling import Passage, embedding_means, span_means
+from emoreg.residual.spans import message_spans, word_spans
+from emoreg.residual.tokens import render
 
 PASSAGES = (
     Passage(ids=(3, 5, 7, 9, 11), spans=((4, 5), (0, 2))),
@@ -36,6 +40,17 @@ def test_each_span_has_its_mean_in_order(model: Callable[[], Any], budget: int) 
     assert not torch.allclose(found[0], found[1])  # control: the span decides
 
 
+def test_means_are_exact_under_a_callers_autocast(model: Callable[[], Any]) -> None:
+    subject, stored = model().eval(), []
+    hook = decoder_layers(subject)[2].register_forward_hook(
+        lambda _module, _args, output: stored.append(output)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        found = span_means(subject, PASSAGES[2:3], [2], quiet=True)
+    hook.remove()
+    torch.testing.assert_close(found[0, 0], stored[0][0].mean(0))
+
+
 def test_embeddings_are_the_words_alone(model: Callable[[], Any]) -> None:
     subject = model().eval()
     table = subject.get_input_embeddings().weight.detach()
@@ -46,6 +61,32 @@ def test_embeddings_are_the_words_alone(model: Callable[[], Any]) -> None:
         for start, end in p.spans
     ]
     torch.testing.assert_close(found, torch.stack(wanted))
+
+
+SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful "
+    "assistant.<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>"
+    "{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+)
+
+
+def test_a_message_is_found_where_it_stands_and_not_in_the_template(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer.chat_template = SYSTEM
+    said = [("user", " You"), ("assistant", "user"), ("user", "quiet")]
+    messages = [{"role": role, "content": words} for role, words in said]
+    ids, spans = message_spans(tokenizer, messages)
+    for (role, words), (start, end) in zip(said, spans, strict=True):
+        assert tokenizer.decode(list(ids[start:end])) == words.strip()
+        before = str(tokenizer.decode(list(ids[:start])))
+        assert before.endswith(f"<|im_start|>{role}\n")
+    # Control: by the words alone the first is in the system prompt.
+    text = render(tokenizer, messages)
+    assert word_spans(tokenizer, text, ["You"])[1][0] < spans[0]
+    tokenizer.chat_template = SYSTEM.replace("| trim", "| upper")
+    with pytest.raises(ValueError, match="must keep what a message says"):
+        message_spans(tokenizer, messages)
 
 
 @pytest.mark.parametrize("span", [(0, 4), (2, 2), (-1, 1)])

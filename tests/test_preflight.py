@@ -60,6 +60,22 @@ def test_the_space_is_set_at_marked_tokens_and_all_else_stays(
         assert torch.equal(captured[1], plain[1])
 
 
+def test_a_patch_is_exact_under_a_callers_autocast(tiny_model: Build) -> None:
+    model, ids = tiny_model("llama").eval(), torch.randint(1, 200, (2, 11))
+    directions, levels = torch.randn(3, WIDTH), torch.tensor([4.0, -1.0, 0.5])
+    patch = Patch.of(directions, levels)
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", torch.bfloat16),
+        patched(model, {1: patch}, where=every_third),
+        capture(model, (1,)) as captured,
+    ):
+        model(input_ids=ids)
+        moved = captured[1].float()[every_third(ids)]
+    found = moved @ directions.T
+    torch.testing.assert_close(found, levels.expand_as(found), rtol=1e-3, atol=1e-3)
+
+
 def test_levels_are_met_by_least_squares() -> None:
     base = torch.randn(2, WIDTH)
     directions = torch.cat([base, base.sum(0, keepdim=True)])  # one too many

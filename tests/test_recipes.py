@@ -110,6 +110,26 @@ def test_a_recipe_writes_an_adapter_that_peft_loads(
     assert torch.allclose(tuned, untrained, atol=near) == still
 
 
+@pytest.mark.parametrize("name", [*ROWS, "grpo"])
+def test_unknown_terms_are_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would train another arm than was meant; those of a config file too."""
+    recipe = load_recipe(name)
+    flags = ["--vectors", "v", "--output_dir", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        recipe.parse([*flags, "--terms", "decuple"])
+    assert "'decuple'" in capsys.readouterr().err
+    for written, right in (("decuple", False), ("none", True)):
+        file = tmp_path / f"{written}.yaml"
+        file.write_text(f"terms: {written}\n")
+        if right:
+            assert recipe.parse([*flags, "--config", str(file)])[0].terms == written
+            continue
+        with pytest.raises(ValueError, match="`terms` must be one of decouple"):
+            recipe.parse([*flags, "--config", str(file)])
+
+
 EASY = Task(
     id="half",
     twin="impossible",

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 import emoreg
 from emoreg.residual.pooling import Passage, span_means
+from emoreg.residual.spans import message_spans
 from emoreg.residual.store import ActivationStore
 from emoreg.validation import speakers as speakers_check
 from emoreg.validation import subject as subjects
@@ -21,7 +22,7 @@ from emoreg.validation.areas import areas
 from emoreg.validation.subject import Subject
 from emoreg.vectors import speakers
 from emoreg.vectors.corpus import Corpus
-from emoreg.vectors.dialogues import over_turns, turn_spans
+from emoreg.vectors.dialogues import over_turns
 from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, RANDOM, EmotionVectors
 from emoreg.vectors.mean_differences import neutral_space
 from emoreg.vectors.speakers import (
@@ -204,7 +205,7 @@ def test_probes_are_the_mean_differences_of_their_cell(
         own = [row for row in rows if row["speaker"] == speaker]
         values = []
         for row in own:
-            ids, spans = turn_spans(tokenizer, row["messages"])
+            ids, spans = message_spans(tokenizer, row["messages"])
             chosen = [spans[t] for t in turns_of(row["messages"], speaker, whose)]
             tokens = [place for span in chosen for place in range(*span)]
             single = Passage(ids=ids, spans=tuple((t, t + 1) for t in tokens))
@@ -327,7 +328,7 @@ def subject(
 def planted_reading(subject: Subject, signal: float) -> Callable[..., Any]:
     """Return a stand-in for reading: noise, and at own words a direction."""
     rows = subject.corpus.records("dialogues", split="all")
-    of = {turn_spans(subject.tokenizer, row["messages"])[0]: row for row in rows}
+    of = {message_spans(subject.tokenizer, row["messages"])[0]: row for row in rows}
     names = sorted({row["emotion"] for row in rows})
     units = torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q
 

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedTokenizerFast
 
+from emoreg.residual.layers import decoder_layers
 from emoreg.residual.pooling import Passage, read_share, span_means
 from emoreg.residual.processes import Share
 from emoreg.residual.steer import steered
@@ -181,6 +183,12 @@ def test_the_hash_is_of_all_that_decides(model: Callable[[], Any]) -> None:
     found["an adapter"] = model_hash(adapted)
     with adapted.disable_adapter():
         found["one that does not act"] = model_hash(adapted)
+    layers = [part for part in adapted.modules() if isinstance(part, LoraLayer)]
+    for layer in layers:
+        layer.scale_layer(0.1)
+    found["one that acts less"] = model_hash(adapted)
+    for layer in layers:
+        layer.unscale_layer()
     changed = model()
     changed.config.rms_norm_eps = 1e-2
     found["configuration"] = model_hash(changed)
@@ -200,6 +208,31 @@ def test_a_steered_model_is_not_kept(
     passes.clear()
     assert torch.equal(means(subject, texts, store), plain)
     assert passes == []
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+@pytest.mark.parametrize("at", ["", "mlp", "self_attn.q_proj"])
+def test_a_hook_in_any_part_of_a_block_means_no_hash(
+    model: Callable[[], Any], at: str, kind: str
+) -> None:
+    subject = model()
+    part = decoder_layers(subject)[1].get_submodule(at)
+    handle = getattr(part, f"register_{kind}")(lambda *_: None)
+    assert model_hash(subject) is None
+    handle.remove()
+    assert model_hash(subject) == model_hash(model())  # control: it is gone
+
+
+def test_weights_that_lie_elsewhere_have_no_hash(
+    model: Callable[[], Any], tmp_path: Path
+) -> None:
+    offloaded = model()
+    decoder_layers(offloaded)[3].to("meta")
+    assert model_hash(offloaded) is None
+    # The layers below can be read all the same; nothing is kept of them.
+    found = means(offloaded, passages(), ActivationStore(tmp_path / "kept"))
+    assert found.isfinite().all()
+    assert list((tmp_path / "kept").iterdir()) == []
 
 
 def test_a_folder_that_can_not_be_made_is_refused(tmp_path: Path) -> None:

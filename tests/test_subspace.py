@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import seam_cases as cases
 import torch
+import trainer_cases
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer  # pyright: ignore
 
 import emoreg
 from emoreg.losses.presets import LOSS_READERS, decouple
 from emoreg.residual.layers import LayerPlan
-from emoreg.training.adapters import subspace_lora
+from emoreg.training.adapters import FixedLinear, subspace_lora
 from emoreg.training.attach import attach
 from emoreg.training.reference import Reference
 from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -44,6 +46,12 @@ def span(vectors: EmotionVectors, r: int) -> torch.Tensor:
     ).double()
     values, axes = torch.linalg.eigh(rows.T @ rows)
     return axes[:, values.argsort(descending=True)[:r]]
+
+
+def bases(model: Any) -> dict[str, torch.Tensor]:
+    """The basis of each layer, by its name in a checkpoint."""
+    held = model.state_dict()
+    return {k: v.clone() for k, v in held.items() if "lora_B.default" in k}
 
 
 def outside(change: torch.Tensor, basis: torch.Tensor) -> float:
@@ -134,13 +142,12 @@ def test_the_basis_stays_and_plain_peft_loads_and_merges_it(
     vectors: EmotionVectors,
     tmp_path: Path,
 ) -> None:
-    start = dict(subspace_lora(model(), vectors, r=RANK).named_parameters())
+    start = bases(subspace_lora(model(), vectors, r=RANK))
     tuned = trained("subspace").model
+    assert cases.equal(bases(tuned), start)
     for name, weight in tuned.named_parameters():
-        if "lora_B" in name:
-            assert torch.equal(weight, start[name])
-            assert not weight.requires_grad
-        if "lora_A" in name:
+        if "lora_" in name:
+            assert "lora_A" in name
             assert bool(weight.any())
     found = logits(tuned)
     tuned.save_pretrained(tmp_path / "saved")
@@ -148,6 +155,50 @@ def test_the_basis_stays_and_plain_peft_loads_and_merges_it(
     assert torch.equal(logits(loaded), found)
     merged = loaded.merge_and_unload()
     torch.testing.assert_close(logits(merged), found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_the_basis_stays_where_peft_switches_the_adapter_off_and_on(
+    model: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    vectors: EmotionVectors,
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    """As a reference's passes do: peft then frees all parameters of the adapter."""
+    tuned: Any = subspace_lora(model(), vectors, r=RANK)
+    start, how = bases(tuned), cases.quiet(tmp_path, max_steps=2, learning_rate=3e-2)
+    if kind == "sft":
+        with tuned.disable_adapter():
+            pass
+        made = cases.make_sft(tuned, tokenizer, tmp_path, **how)
+    else:
+        how |= {"max_length": None, "precompute_ref_log_probs": True}
+        made = DPOTrainer(
+            model=tuned,
+            args=DPOConfig(**how),
+            train_dataset=trainer_cases.preference_rows("dpo"),
+            processing_class=tokenizer,
+        )
+    made.train()
+    names = [n for n, p in tuned.named_parameters() if p.requires_grad]
+    assert names
+    assert all("lora_A.default" in name for name in names)
+    optimizer: Any = made.optimizer
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(held) == len(names)
+    assert cases.equal(bases(tuned), start)
+
+
+def test_a_basis_that_is_written_anew_before_another_pass_is_no_change() -> None:
+    """As DDP does with buffers; and what comes in may be of lower precision."""
+    layer = FixedLinear(torch.eye(4, 2))
+    x = torch.ones(3, 2, dtype=torch.bfloat16, requires_grad=True)
+    out = layer(x)
+    layer.weight.copy_(layer.weight.clone())
+    out.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.ones_like(x))
 
 
 def test_an_interrupted_run_goes_on(trained: Callable[..., Any]) -> None:

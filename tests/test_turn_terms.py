@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,38 @@ import pytest
 import seam_cases as cases
 import torch
 from datasets import Dataset
-from test_more_terms import SHAPE, decision, gradient, numbers, probe
+from test_more_terms import (
+    ALL,
+    SHAPE,
+    SIZE,
+    STREAM,
+    decision,
+    gradient,
+    numbers,
+    probe,
+)
 from test_terms import Summed
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from emoreg import presets
+from emoreg.losses.anchors import MeaningAnchor
+from emoreg.losses.band import BandPenalty
+from emoreg.losses.contrast import ContrastPenalty
 from emoreg.losses.jumps import JumpPenalty
+from emoreg.losses.preventative import PreventativeSteering
+from emoreg.losses.push import Push
+from emoreg.losses.reroute import Complement
 from emoreg.losses.spikes import HOTTEST, SpikePenalty, hottest
+from emoreg.losses.state_anchor import StateAnchor
 from emoreg.losses.term import AbstractDecisionTerm
 from emoreg.losses.twins import TwinPenalty
 from emoreg.residual.capture import capture
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
 from emoreg.training.attach import attach
 from emoreg.training.spike_caps import QUANTILE, spike_penalty
+from emoreg.vectors.audit_split import AuditSplit
+from emoreg.vectors.corpus import Corpus
 
 NAN = math.nan
 SIGNS = torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
@@ -86,6 +106,32 @@ def test_a_jump_is_what_failure_did_to_the_turn_before() -> None:
     alike = torch.zeros(6, dtype=torch.bool)
     failing = numbers(1, 1, 1, 1, 1, 1)
     assert not torch.allclose(gradient(jump(), values, failing, first=alike)[0], value)
+
+
+def test_failing_turns_without_one_before_them_are_no_jumps() -> None:
+    values, failure = draw(6), numbers(1, 1, 1, NAN, 1, 0.5)  # two of them come first
+    value, found = gradient(jump(), values, failure, first=FIRST)
+    x = values.clone().requires_grad_()
+    at = torch.tensor([1, 2, 4])
+    jumps = x[at] - x[at - 1].detach()
+    share = 3 / 4.5
+    wanted = share * torch.relu(SIGNS * jumps.mean(0)).square().mean()
+    (pull,) = torch.autograd.grad(wanted, x)
+    torch.testing.assert_close(value, wanted.detach())
+    torch.testing.assert_close(found, pull)
+    assert value > 0  # control
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_run_without_jumps_is_told_once(
+    single: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    term, first = jump(), torch.tensor([True, single])
+    for _ in range(50):
+        value = term(decision(draw(2), numbers(1, 1), first=first))
+        assert float(value) == 0 or not single
+    told = [r for r in caplog.records if "a jump is from the turn before" in r.message]
+    assert len(told) == single
 
 
 def test_a_jump_needs_no_passing_turn_and_is_nothing_where_none_rises() -> None:
@@ -211,6 +257,77 @@ def test_absent_segments_and_empty_batches_are_nothing(name: str) -> None:
     empty = torch.zeros(0, dtype=torch.bool)
     nothing, _ = gradient(MAKE[name](), none, numbers(), none, first=empty)
     assert float(nothing) == 0
+
+
+class Still(TorchDispatchMode):
+    """Refuses to copy from one device to another."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            assert found.device == args[0].device, "copied to the device"
+        return found
+
+
+def contrast() -> ContrastPenalty:
+    return ContrastPenalty(probe(), SIGNS, CAP)
+
+
+def band() -> BandPenalty:
+    return BandPenalty(probe(), CAP, low=CAP - 1, high=CAP)
+
+
+def state() -> StateAnchor:
+    return StateAnchor(Complement.outside([probe()]), SIZE)
+
+
+EVERY = ALL | {
+    name: (make, STREAM if make is state else SHAPE)
+    for name, make in {
+        **MAKE,
+        "contrast": contrast,
+        "band": band,
+        "state": state,
+    }.items()
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_terms_neither_copy_to_the_device_nor_wait_for_it(name: str) -> None:
+    """On a device without numbers, where asking for one raises."""
+    make, shape = EVERY[name]
+    on: dict[str, Any] = {"device": "meta"}
+    values = torch.zeros(6, *shape, dtype=torch.float64, requires_grad=True, **on)
+    readings = decision(
+        values,
+        torch.zeros(6, dtype=torch.float64, **on),
+        torch.zeros_like(values),
+        first=torch.zeros(6, dtype=torch.bool, **on),
+    )
+    term = make()
+    if name != "twins":  # control: what it was made with is elsewhere before
+        with pytest.raises(AssertionError, match="copied"), Still():
+            make()(readings)
+    term(readings)
+    with Still():
+        assert term(readings).requires_grad
+
+
+def test_what_prevents_is_copied_to_the_device_once() -> None:
+    push = Push(
+        directions=torch.randn(*SHAPE, 8),
+        layers=(3, 5),
+        emotions=("sad", "tense", "calm"),
+        reader="lda",
+        norms={3: 2.0, 5: 4.0},
+    )
+    term, device = PreventativeSteering(push, strength=0.1), torch.device("meta")
+    term.additions(device)
+    with Still():
+        found = term.additions(device)
+    assert {x.device for x in found.values()} == {device}
 
 
 def test_a_jump_penalty_goes_on_from_a_checkpoint() -> None:
@@ -411,6 +528,28 @@ def test_the_cap_is_a_percentile_over_passing_turns(
     np.testing.assert_allclose(term.cap[0], wanted, rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match="at least 20 Assistant turns after passing"):
         spike_penalty(model(), tokenizer, talks[:4], vectors, reference, quiet=True)
+
+
+def test_what_the_vectors_keep_for_the_audit_is_not_trained_on(parts: Fixtures) -> None:
+    """Whatever roles are given: the split is the vectors' own."""
+    _, _, vectors, reference = parts
+    split = AuditSplit(
+        loss_layers=(2,),
+        audit_layers=(3,),
+        loss_emotions=("desperate",),
+        audit_emotions=("calm", "content"),
+        loss_readers=("lda",),
+        audit_readers=("logistic",),
+    )
+    own = replace(vectors, split=split)
+    units = replace(reference, vectors_hash=own.hash)
+    roles = replace(Corpus.packaged().roles(), raise_=())
+    with pytest.raises(ValueError, match="emotion 'calm' belongs to the audit"):
+        presets.decouple(own, units, roles=roles)
+    terms = presets.decouple(own, units, roles=roles, band=0.0)
+    assert "band" not in {term.name for term in terms}
+    (meaning,) = [term for term in terms if isinstance(term, MeaningAnchor)]
+    assert meaning.probe.emotions == ("desperate", "panicked")
 
 
 def test_bad_settings_are_refused() -> None:

@@ -11,8 +11,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from emoreg.residual.layers import unwrapped
-from emoreg.residual.spans import word_spans
-from emoreg.residual.tokens import render
+from emoreg.residual.spans import message_spans
 from emoreg.vectors.transcripts import Message
 
 
@@ -30,8 +29,7 @@ def rendered(
 ) -> Reply:
     """Return a dialogue and a reply to it, as the model will read them."""
     messages = [*said, {"role": "assistant", "content": reply}]
-    text = render(tokenizer, messages)
-    ids, spans = word_spans(tokenizer, text, [m["content"] for m in messages])
+    ids, spans = message_spans(tokenizer, messages)
     start, end = spans[-1]
     return Reply(ids=ids, start=start, end=end)
 

@@ -73,31 +73,36 @@ class BandPenalty(AbstractDecisionTerm):
         over failing segments, which is below 0 inside, -1/2 in the middle; not a
         number before the first one.
         """
-        low, high = (x.to(self._mean.sum.device) for x in self.limits)
+        low, high = self.limits
         u = torch.where(self._mean.count > 0, self._mean.mean, torch.nan)
         return (torch.maximum(low - u, u - high) / (high - low)).mean()
 
     def __call__(self, readings: DecisionReadings, reduce: Reduce = alone) -> Tensor:
         """Return the mean squared distance outside the band."""
-        values, device = readings.values, readings.values.device
+        self._to(readings.values.device)
+        values = readings.values
         if readings.reference is not None:
-            values = values - readings.reference + self._gap.to(device)
+            values = values - readings.reference + self._gap
         weight = readings.failing
         values = present(values, weight)
         self._keep(values.detach(), readings, reduce)
-        outside = torch.relu(self._low.to(device) - values).square()
-        outside = outside + torch.relu(values - self._high.to(device)).square()
+        outside = torch.relu(self._low - values).square()
+        outside = outside + torch.relu(values - self._high).square()
         total = weighted_sum(outside, weight).mean()
         return total * share(reduce(readings.failing_step), reduce)
 
     def _keep(self, values: Tensor, readings: DecisionReadings, reduce: Reduce) -> None:
         """Let a batch into the running mean, which the step's first part settles."""
-        if self._mean.sum.device != values.device:
-            self._mean.to(values.device)
         if not readings.continues:
             self._mean.settle()
         weight = readings.failing
         self._mean.add(reduce(weighted_sum(values, weight)), reduce(weight.sum()))
+
+    def _to(self, device: torch.device) -> None:
+        if self._mean.sum.device != device:
+            self._mean.to(device)
+            for name in ("_gap", "_low", "_high"):
+                setattr(self, name, getattr(self, name).to(device))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the running mean, the latest step's segments among them."""

@@ -3,7 +3,7 @@
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from emoreg.losses.means import present, share, success_anchor, weighted_sum
@@ -65,7 +65,7 @@ class EnergyDistance(AbstractDecisionTerm):
         if size < 2:
             raise ValueError(f"`size` must be at least 2, got {size}. 64 is a start")
         self.name, self.weight = "energy", checked_weight(weight)
-        self.probe, self._anchor = probe, anchor
+        self.probe, self.size, self._anchor = probe, size, anchor
         shape = (len(probe.layers), len(probe.emotions))
         self._failing, self._succeeding = Bank(shape, size), Bank(shape, size)
 
@@ -76,17 +76,15 @@ class EnergyDistance(AbstractDecisionTerm):
             if not readings.continues:
                 bank.settle()
             bank.add(values.detach(), side)
-        # Before any return, so that every process joins, whatever its banks hold.
         scale = share(reduce(readings.failing_step), reduce)
         anchor = self._anchor * success_anchor(readings, reduce)
-        if not (self._failing.full and self._succeeding.full):
-            return 0.0 * anchor
         mine = present(values, weight)
         across, within = self._succeeding.distance(mine), self._failing.distance(mine)
         value = 2 * across - within - self._succeeding.spread()
         pull = 2 * (across - within)
         each = value.detach() + pull - pull.detach()
-        return weighted_sum(each, weight).mean() * scale + anchor
+        loss = weighted_sum(each, weight).mean() * scale + anchor
+        return torch.where(self._failing.full & self._succeeding.full, loss, 0.0)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return both banks, the latest step's readings among them."""
@@ -120,6 +118,8 @@ class Bank:
     """The latest readings of one side, with their weights, oldest first.
 
     What is added takes effect at `settle`, so that the parts of a step see the same.
+    Until it is full there may be rows of weight 0, which stand for nothing: how many
+    segments a batch has is known on the device alone, and is not waited for.
     """
 
     def __init__(self, shape: tuple[int, int], size: int) -> None:
@@ -133,9 +133,9 @@ class Bank:
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     @property
-    def full(self) -> bool:
+    def full(self) -> Bool[Tensor, ""]:
         """Return whether it holds as many readings as it can."""
-        return len(self.weights) == self.size
+        return (self.weights > 0).sum() >= self.size
 
     def add(
         self,
@@ -143,28 +143,29 @@ class Bank:
         weights: Float[Tensor, " segment"],
     ) -> None:
         """Keep the segments that are there for the next `settle`."""
-        there = weights > 0
-        self._waiting.append((values[there], weights[there]))
+        self._waiting.append((present(values, weights), weights))
         # A bank from a checkpoint, or a new one, follows the readings.
         self.values = self.values.to(values)
         self.weights = self.weights.to(weights)
 
     def settle(self) -> None:
-        """Let in what was added; the oldest go."""
+        """Let in what was added; the oldest go, and rows of weight 0 before them."""
         values = torch.cat([self.values, *(v for v, _ in self._waiting)])
         weights = torch.cat([self.weights, *(w for _, w in self._waiting)])
-        self.start_from(values[-self.size :], weights[-self.size :])
+        latest = (weights > 0).int().argsort(stable=True)[-self.size :]
+        self.start_from(values.index_select(0, latest), weights.index_select(0, latest))
 
     def distance(
         self, values: Float[Tensor, "segment layer emotion"]
     ) -> Float[Tensor, "segment layer emotion"]:
         """Return the mean distance of each value to what the bank holds."""
         apart = (values[:, None] - self.values[None]).abs()
-        return torch.einsum("sble,b->sle", apart, self.weights / self.weights.sum())
+        shares = self.weights / self.weights.sum().clamp(min=1e-6)
+        return torch.einsum("sble,b->sle", apart, shares)
 
     def spread(self) -> Float[Tensor, "layer emotion"]:
         """Return the mean distance between two different readings in the bank."""
         apart = (self.values[:, None] - self.values[None]).abs()
         total = torch.einsum("able,a,b->le", apart, self.weights, self.weights)
         pairs = self.weights.sum().square() - self.weights.square().sum()
-        return total / pairs
+        return total / pairs.clamp(min=1e-6)

@@ -1,5 +1,6 @@
 """Where every attempt fails: what the feedback did, against the turn before it."""
 
+import logging
 from typing import ClassVar, final
 
 import torch
@@ -16,6 +17,11 @@ from emoreg.losses.term import (
     checked_weight,
 )
 
+logger = logging.getLogger(__name__)
+
+_LOOK = 20
+"""After how many steps it is looked whether there was any jump."""
+
 
 @final
 class JumpPenalty(AbstractDecisionTerm):
@@ -23,14 +29,17 @@ class JumpPenalty(AbstractDecisionTerm):
 
     In a conversation's k-th Assistant turn, whose feedback reported failure::
 
-        j = p_k - stopgrad(p_{k-1}),   F[l,e] = mean over failing segments of j
-        L = mean_{l,e} relu(s_e * (F - level))^2
+        j = p_k - stopgrad(p_{k-1}),   F[l,e] = mean over failing segments with k > 1
+        L = a * mean_{l,e} relu(s_e * (F - level))^2
+
+    with `a` the share of the step's failing segments that have `k > 1`: the others are
+    no jumps, and cost nothing.
 
     It needs no succeeding turn and no reference: it asks that failure not move the
     reading from where this conversation stood before, which takes topics' offsets out
     as well. Data with succeeding turns is better served by `ContrastPenalty`, which
-    compares levels; this term says nothing of a level that all turns share, and of a
-    conversation's first turn, which counts as no jump.
+    compares levels; this term says nothing of a level that all turns share, nor of a
+    conversation's first turn.
 
     `F` is a running mean in dual form, as in `ContrastPenalty`. The turn before has no
     gradient: desperate from the start would be an optimum otherwise.
@@ -67,6 +76,7 @@ class JumpPenalty(AbstractDecisionTerm):
         shape = torch.Size((len(probe.layers), probe.width))
         self._level = torch.zeros(shape) if level is None else level
         self._mean = RunningMean(shape, decay)
+        self._steps = 0
 
     def __call__(self, readings: DecisionReadings, reduce: Reduce = alone) -> Tensor:
         """Return the penalty; its gradient is that of the dual form.
@@ -81,6 +91,9 @@ class JumpPenalty(AbstractDecisionTerm):
         self._to(readings.values.device)
         if not readings.continues:
             self._mean.settle()
+            self._steps += 1
+            if self._steps == _LOOK + 1:
+                self._warn_if_idle()
         jumps, weight = jumps_of(readings)
         total, count = weighted_sum(jumps, weight), reduce(weight.sum())
         self._mean.add(reduce(total.detach()), count)
@@ -99,6 +112,17 @@ class JumpPenalty(AbstractDecisionTerm):
         if self._mean.sum.device != device:
             self._mean.to(device)
             self._signs, self._level = self._signs.to(device), self._level.to(device)
+
+    def _warn_if_idle(self) -> None:
+        """Say so where there was no jump; once, since it waits for the device."""
+        if not bool(self._mean.count > 0):
+            logger.warning(
+                "No failing turn of the first %d steps had a turn before it, so %s is "
+                "0: a jump is from the turn before. Train on conversations of several "
+                "turns, or use `ContrastPenalty`",
+                _LOOK,
+                self.name,
+            )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the running mean, the latest step's segments among them."""

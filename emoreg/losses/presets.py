@@ -106,7 +106,7 @@ def decouple(
             the first. None takes `lda` and `mean-difference`, as far as there;
             `("random",)` makes a placebo arm, in units of its own.
         contrast: Weight of the decoupler, shared evenly by one for each reader.
-        band: Weight of `BandPenalty` on calm.
+        band: Weight of `BandPenalty` on calm; 0 where calm is the audit's.
         meaning: Weight of `MeaningAnchor`; lower it and directions may lose meaning.
         kl: Weight of `ReferenceKL`; higher keeps the output nearer the reference's.
         keep: Share of the failure contrast that may stay; 0 if not given, since deeper
@@ -126,9 +126,10 @@ def decouple(
     check_same_vectors(reference, vectors)
     roles = Corpus.packaged().roles() if roles is None else roles
     readers = _loss_readers(vectors, readers)
-    signs = _signs(vectors, roles)
+    signs, free = _signs(vectors, roles), _free(vectors, roles)
     _say_how_valid(vectors, list(signs), readers)
-    _refuse_audit(vectors, reference, readers, signs, roles)
+    held = ["calm"] if "calm" in vectors.emotions and band else []
+    _refuse_audit(vectors, reference, readers, [*signs, *held], roles)
     each = contrast / len(readers)
     terms: list[AbstractTerm] = [
         _twins(vectors, reference, r, signs, weight=each)
@@ -136,12 +137,11 @@ def decouple(
         else _contrast(vectors, reference, r, signs, weight=each, keep=keep)
         for r in readers
     ]
-    if "calm" in vectors.emotions:
+    if "calm" in free:
         terms.append(_calm_band(vectors, reference, readers[0], calm_band, band))
-    stories = _probe(vectors, reference, readers[0], _free(vectors, roles))
+    stories = _probe(vectors, reference, readers[0], free)
     terms += [MeaningAnchor(stories, weight=meaning), ReferenceKL(weight=kl)]
-    found = tuple(terms)
-    return Terms(terms=found, reference=reference, roles=roles, targets=targets)
+    return Terms(terms=tuple(terms), reference=reference, roles=roles, targets=targets)
 
 
 def loss_probe(
@@ -170,7 +170,7 @@ def loss_probe(
     roles = Corpus.packaged().roles() if roles is None else roles
     readers = _loss_readers(vectors, None if reader is None else [reader])[:1]
     signs = _signs(vectors, roles)
-    _refuse_audit(vectors, reference, readers, signs, roles)
+    _refuse_audit(vectors, reference, readers, list(signs), roles)
     probe = _probe(vectors, reference, readers[0], list(signs))
     return probe, torch.tensor(list(signs.values()))
 
@@ -202,13 +202,13 @@ def _refuse_audit(
     vectors: EmotionVectors,
     reference: ReferenceUnits,
     readers: Sequence[str],
-    signs: Mapping[str, float],
+    emotions: Sequence[str],
     roles: Roles,
 ) -> None:
     for reader in readers:
         refuse_audit_items(
             roles,
-            emotions=list(signs),
+            emotions=emotions,
             layers=reference.plan.loss,
             audit_layers=reference.plan.audit,
             reader=reader,
@@ -217,8 +217,9 @@ def _refuse_audit(
 
 
 def _free(vectors: EmotionVectors, roles: Roles) -> list[str]:
-    """Return the emotions that are not the audit's."""
-    held = {*roles.audit_lower, *roles.audit_raise}
+    """Return the emotions that are not the audit's, by the roles or the vectors."""
+    declared = () if vectors.split is None else vectors.split.audit_emotions
+    held = {*roles.audit_lower, *roles.audit_raise, *declared}
     return [emotion for emotion in vectors.emotions if emotion not in held]
 
 

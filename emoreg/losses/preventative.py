@@ -43,17 +43,15 @@ class PreventativeSteering(AbstractTerm):
             ValueError: If the strength is negative or not finite, or the emotions'
                 directions cancel.
         """
-        lengths = push.directions.sum(1).norm(dim=-1)
-        if not bool((lengths > 1e-3).all()):
+        along = push.directions.sum(1)
+        if not bool((along.norm(dim=-1) > 1e-3).all()):
             raise ValueError(
                 "the directions of `emotions` must not cancel, and those of "
                 f"{', '.join(push.emotions)} do. Name one emotion, or several alike"
             )
-        self.name, self.weight, self.push = (
-            "preventative",
-            checked_weight(strength),
-            push,
-        )
+        self.name, self.weight = "preventative", checked_weight(strength)
+        self.push = push
+        self._along = torch.nn.functional.normalize(along, dim=-1)
 
     @classmethod
     def of(
@@ -82,17 +80,22 @@ class PreventativeSteering(AbstractTerm):
         )
         return cls(push, strength=strength)
 
-    def additions(self) -> dict[int, Float[Tensor, " d_model"]]:
+    def additions(
+        self, device: torch.device | None = None
+    ) -> dict[int, Float[Tensor, " d_model"]]:
         """Return what is added at each layer, in the model's own units.
+
+        Args:
+            device: Where it is to be, from now on; where it is if None.
 
         Raises:
             KeyError: If the norms were not measured yet.
         """
-        along = torch.nn.functional.normalize(self.push.directions.sum(1), dim=-1)
+        self._along = self._along.to(device)
         share = self.weight / len(self.push.layers)
         return {
             layer: addition(unit, strength=share, norm=self.push.norms[layer])
-            for layer, unit in zip(self.push.layers, along, strict=True)
+            for layer, unit in zip(self.push.layers, self._along, strict=True)
         }
 
     def state_dict(self) -> dict[str, Tensor]:

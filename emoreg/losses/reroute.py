@@ -85,7 +85,9 @@ class Complement(AbstractProbe):
         """Return the stream without its part in the span, in float32."""
         basis = self.directions[self.layers.index(layer)].to(stream.device)
         whole = stream.float()
-        return whole - whole @ basis.T @ basis
+        # In bfloat16, as in a caller's autocast, more than a shift would be lost.
+        with torch.autocast(stream.device.type, enabled=False):
+            return whole - whole @ basis.T @ basis
 
 
 @final

@@ -70,9 +70,10 @@ class SpikePenalty(AbstractDecisionTerm):
                 turn without tokens, which counts as no spike.
             reduce: Sums over processes.
         """
+        self.cap = self.cap.to(readings.values.device)
         weight = readings.failing + readings.succeeding
         values = torch.where(readings.values.isnan(), -math.inf, readings.values)
-        above = torch.relu(present(values, weight) - self.cap.to(values.device))
+        above = torch.relu(present(values, weight) - self.cap)
         total = weighted_sum(above.square(), weight).mean()
         whole = reduce(readings.failing_step) + reduce(readings.succeeding_step)
         return total * share(whole, reduce)

@@ -101,6 +101,7 @@ def read_stream(
         sequences: Token ids, one sequence a text.
         layers: Decoder blocks whose output `consume` wants.
         consume: Called with each batch and its captured stream, which is gone after.
+            Both are on the model's first device, however many it is spread over.
         budget: Tokens per batch, padding included; what suits the model's device when
             None (`default_budget`).
         description: What the progress bar says.
@@ -119,7 +120,7 @@ def read_stream(
     bar = tqdm(total=total, desc=description, unit="tok", disable=quiet)
     # Order matters: the capturing hook of the last layer must fire before the hook
     # that ends the pass.
-    captures = capture(model, wanted)
+    captures = capture(model, wanted, device=device)
     with evaluating(model), captures as captured, truncated(model, wanted[-1]), bar:
         size = default_budget(device) if budget is None else budget
         for batch in token_batches(sequences, budget=size, pad_id=0):

@@ -61,7 +61,6 @@ def capped(model: nn.Module, caps: Mapping[int, Cap]) -> Iterator[None]:
 
 def _capping(cap: Cap) -> Any:
     def change(stream: Tensor) -> Tensor:
-        # In float32: a projection in bfloat16 is off by more than what is taken away.
         direction = cap.direction.to(stream.device).float()
         past = (stream.float() @ direction - cap.ceiling).clamp(min=0)
         return stream - (past.unsqueeze(-1) * direction).to(stream.dtype)

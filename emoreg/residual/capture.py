@@ -31,9 +31,15 @@ class Captured:
     checkpointing.
     """
 
-    def __init__(self, layers: Sequence[int], *, gradient: bool) -> None:
-        """Make an empty store for `layers`."""
-        self.layers, self._gradient = tuple(layers), gradient
+    def __init__(
+        self,
+        layers: Sequence[int],
+        *,
+        gradient: bool,
+        device: torch.device | None = None,
+    ) -> None:
+        """Make an empty store for `layers`; see `capture`."""
+        self.layers, self._gradient, self.device = tuple(layers), gradient, device
         self.open = True
         self._stream: dict[int, Tensor] = {}
 
@@ -64,7 +70,7 @@ class Captured:
                 "not fire when the forward was compiled before, or when the model "
                 "is called through another object"
             )
-        return self._stream[layer]
+        return self._stream[layer].to(self.device)
 
 
 @contextmanager
@@ -74,6 +80,7 @@ def capture(
     *,
     gradient: bool = False,
     tokens: Int[Tensor, "batch pos"] | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[Captured]:
     """Store the output of decoder blocks `layers` while the context is open.
 
@@ -84,12 +91,14 @@ def capture(
         tokens: Keep only the first forward pass over these token ids. It tells the
             policy's pass from a reference's where none has gradients; comparing costs
             a host synchronization.
+        device: Where streams are handed on, each copied when it is asked for: the
+            blocks of a large model may lie on several. Where its block is when None.
 
     Yields:
         A `Captured`, filled by each forward pass and emptied on leaving.
     """
     wanted = checked_layers(layers, num_layers(model))
-    captured = Captured(wanted, gradient=gradient)
+    captured = Captured(wanted, gradient=gradient, device=device)
     blocks = decoder_layers(model)
     handles = [
         blocks[layer].register_forward_hook(_storing_hook(captured, layer))

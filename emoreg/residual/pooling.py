@@ -135,8 +135,9 @@ def read_share(
     name = model_hash(model)
     if name is None:
         raise RuntimeError(
-            "the model must have no hooks to be read by several processes; a hook "
-            "watches or changes its decoder. Remove it, or use one process"
+            "the model must have a hash to be read by several processes; a hook in its "
+            "decoder blocks, or weights that are offloaded, leave it none. Remove the "
+            "hook, load the weights whole, or use one process"
         )
     kept, numbers = _Kept(spans, store, name), count()
 
@@ -177,7 +178,9 @@ class _Spans:
         columns = []
         for layer in self.layers:
             stream = captured[layer].float()
-            pooled = torch.einsum("bsp,bpd->bsd", weights.to(stream.device), stream)
+            # A caller's autocast is for the model: means are in float32.
+            with torch.autocast(stream.device.type, enabled=False):
+                pooled = torch.einsum("bsp,bpd->bsd", weights.to(stream.device), stream)
             columns.append(pooled.cpu()[real])
         return torch.stack(columns, dim=1)
 

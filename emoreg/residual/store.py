@@ -146,18 +146,30 @@ def model_hash(model: nn.Module) -> str | None:
     It reads every weight once: a third of a second for 135 million of them on a CPU.
 
     Returns:
-        None where a hook changes or watches the decoder, whose doing no hash can tell.
+        None where no hash can tell what the model does: a hook changes or watches some
+        part of a decoder block, or weights lie elsewhere (offloaded, `meta` here).
     """
-    if any(block._forward_hooks for block in decoder_layers(model)):
+    if _is_hooked(model) or any(weight.is_meta for _, weight in _stored(model)):
         return None
     digest = hashlib.blake2b(digest_size=16)
     for part in (*_settings(model), torch.__version__):
         digest.update(part.encode() + b"\0")
-    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+    for name, weight in _stored(model):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\0".encode())
         raw = weight.detach().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.cpu().numpy().data)
     return digest.hexdigest()
+
+
+def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _is_hooked(model: nn.Module) -> bool:
+    """Return whether a hook runs in a decoder block, or in any part of one."""
+    parts = (part for block in decoder_layers(model) for part in block.modules())
+    return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
 
 
 def _settings(model: nn.Module) -> Iterator[str]:
@@ -168,8 +180,9 @@ def _settings(model: nn.Module) -> Iterator[str]:
         yield json.dumps(config.to_dict(), sort_keys=True, default=str)
         yield str(getattr(config, "_attn_implementation", ""))
     for name, module in model.named_modules():
-        # Of peft's layers: an adapter may be there and not act.
+        # Of peft's layers: an adapter may be there and not act, or act less.
         if hasattr(module, "disable_adapters") and hasattr(module, "active_adapters"):
             layer: Any = module
-            merged = getattr(layer, "merged", False)
-            yield f"{name} {layer.disable_adapters} {layer.active_adapters} {merged}"
+            acting = (layer.disable_adapters, layer.active_adapters)
+            merged, scaling = (getattr(layer, x, None) for x in ("merged", "scaling"))
+            yield f"{name} {acting} {merged} {scaling}"

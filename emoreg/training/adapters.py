@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-WEIGHTED = "weighted"
-"""What peft calls a sum of adapters."""
+# All but the linear layers of the decoder's blocks: those of what sees or hears bear
+# the same names, but never lie in a decoder's parts alone.
+_ELSEWHERE = (
+    r"(?!(\w+\.|"
+    r"((model|decoder|transformer|gpt_neox|language_model|text_model)\.)*)"
+    r"(layers|h)\.\d+\.).*"
+)
 
 
 def lora_config(
@@ -31,6 +36,7 @@ def lora_config(
 
     Only blocks at or below a layer can change its reading; blocks above the last loss
     layer, the audit's, keep their weights, so that the audit reads them unchanged.
+    Of a model that also sees or hears, only the blocks that read text are trained.
 
     Args:
         vectors: The model's emotion vectors; their provenance says how deep it is.
@@ -48,6 +54,7 @@ def lora_config(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=list(LINEAR_NAMES),
+        exclude_modules=_ELSEWHERE,
         layers_to_transform=_trained_layers(vectors),
         task_type="CAUSAL_LM",
     )
@@ -82,6 +89,25 @@ def _trained_layers(vectors: EmotionVectors) -> list[int]:
     return list(range(round(0.27 * depth), LayerPlan.for_depth(depth).loss[-1] + 1))
 
 
+class FixedLinear(nn.Linear):
+    """A linear layer whose weight is a buffer, which nothing trains.
+
+    A frozen parameter would not stay so: when peft switches an adapter on again, as
+    after each pass of a reference in TRL, it frees all its parameters.
+    """
+
+    def __init__(self, weight: Float[Tensor, "out in"]) -> None:
+        """Hold a weight as it is."""
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        del self.weight
+        self.register_buffer("weight", weight)
+
+    def forward(self, input: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
+        """Return `W x` in the precision of `x`."""
+        # A copy: DDP writes buffers anew before each pass, under a graph still to come.
+        return nn.functional.linear(input, self.weight.to(input.dtype, copy=True))
+
+
 def subspace_lora(
     model: nn.Module,
     vectors: EmotionVectors,
@@ -94,11 +120,14 @@ def subspace_lora(
     `W x + Q A x`: in the blocks of `lora_config`, on the layers that write into the
     residual stream alone. `Q` (`d_model r`) is an orthonormal basis of the first `r`
     principal axes of the directions a loss acts on, over its emotions, readers and
-    layers; it is frozen. `A` starts at zero and is trained. What a block itself adds
-    can change nowhere else; what later blocks make of it can.
+    layers; it is no parameter, so that nothing trains it. `A` starts at zero and is
+    trained. What a block itself adds can change nowhere else; what later blocks make of
+    it can.
 
     It is a plain LoRA: pass the returned model to the trainer, without `peft_config`;
-    saving, merging and `PeftModel.from_pretrained` are peft's own.
+    saving, merging and `PeftModel.from_pretrained` are peft's own. Loaded anew it is a
+    LoRA like any other, of which `Q` would be trained as well: for more training, merge
+    it and make another one.
 
     Args:
         model: The model before training, without an adapter.
@@ -111,6 +140,7 @@ def subspace_lora(
             emotions, or the model none of the layers to train.
     """
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
 
     layers = _trained_layers(vectors)
     roles = Corpus.packaged().roles() if roles is None else roles
@@ -124,18 +154,17 @@ def subspace_lora(
         r=basis.shape[1],
         lora_alpha=basis.shape[1],
         target_modules=list(WRITER_NAMES),
+        exclude_modules=_ELSEWHERE,
         layers_to_transform=layers,
         task_type="CAUSAL_LM",
     )
     base: Any = model
     tuned: Any = get_peft_model(base, config)
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(basis)
-                parameter.requires_grad_(False)
-            elif "lora_A" in name:
-                parameter.zero_()
+    for layer in tuned.modules():
+        if isinstance(layer, LoraLayer):
+            a: Any = layer.lora_A["default"]
+            nn.init.zeros_(a.weight)
+            layer.lora_B["default"] = FixedLinear(basis.to(a.weight, copy=True))
     return tuned
 
 
@@ -175,15 +204,32 @@ def with_adapter(
 
     Raises:
         ValueError: If there is no adapter in it, or one of another model: peft would
-            load what fits, and leave the rest as it was made.
+            load what fits, and leave the rest as it was made. The model is then as it
+            was.
     """
+    return _with_adapters(model, {folder: name}).eval()
+
+
+def _with_adapters(model: nn.Module, names: Mapping[Any, str]) -> Any:
+    """Return `model` with the adapters of these folders, named so; all or none."""
     from peft import PeftModel
 
-    _check_folder(folder)
-    base: Any = model
-    tuned: Any = PeftModel.from_pretrained(base, folder, adapter_name=name)
-    _check_loaded(tuned, folder, name)
-    return tuned.eval()
+    for folder in names:
+        _check_folder(folder)
+    tuned: Any = None
+    try:
+        for folder, name in names.items():
+            if tuned is None:
+                base: Any = model
+                tuned = PeftModel.from_pretrained(base, folder, adapter_name=name)
+            else:
+                tuned.load_adapter(str(folder), adapter_name=name)
+            _check_loaded(tuned, folder, name)
+    except Exception:
+        if tuned is not None:
+            tuned.unload()  # peft put its layers into the caller's model
+        raise
+    return tuned
 
 
 def _check_folder(folder: str | Path) -> None:
@@ -249,7 +295,7 @@ def weighted_adapters(
 
     Raises:
         ValueError: If there is none, a weight is not finite, or an adapter is missing
-            or of another model.
+            or of another model. The model is then as it was.
     """
     if not parts or not all(math.isfinite(weight) for weight in parts.values()):
         raise ValueError(
@@ -257,21 +303,14 @@ def weighted_adapters(
             f"found {dict(parts)}. Give each a number"
         )
     names = {folder: f"part-{place}" for place, folder in enumerate(parts)}
-    tuned: Any = model
-    for folder, name in names.items():
-        if tuned is model:
-            tuned = with_adapter(model, folder, name=name)
-        else:
-            _check_folder(folder)
-            tuned.load_adapter(str(folder), adapter_name=name)
-            _check_loaded(tuned, folder, name)
+    tuned = _with_adapters(model, names)
     tuned.add_weighted_adapter(
         list(names.values()),
         [float(weight) for weight in parts.values()],
-        WEIGHTED,
+        "default",  # peft saves one of this name in the folder itself
         combination_type="cat",
     )
-    tuned.set_adapter(WEIGHTED)
+    tuned.set_adapter("default")
     for name in names.values():
         tuned.delete_adapter(name)
     return tuned.eval()

@@ -107,8 +107,7 @@ class Prevention:
     def _sum(self, device: torch.device) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
         for term in (term for term in self._terms if term.weight):
-            for layer, vector in term.additions().items():
-                vector = vector.to(device)
+            for layer, vector in term.additions(device).items():
                 found[layer] = found[layer] + vector if layer in found else vector
         return found
 

@@ -9,27 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.pooling import Passage, span_means
-from emoreg.residual.spans import word_spans
+from emoreg.residual.spans import message_spans
 from emoreg.residual.store import ActivationStore
-from emoreg.residual.tokens import render
 from emoreg.vectors.audit_readers import LabelledTexts
 from emoreg.vectors.corpus import Corpus
-
-
-def turn_spans(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
-) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-    """Return a conversation's token ids, and where each message's own words stand.
-
-    Spans are half-open and in the order of the messages. What the chat template writes
-    around a message does not belong to it.
-
-    Raises:
-        ValueError: If the template changes a message so that it can't be found.
-    """
-    text = render(tokenizer, [dict(message) for message in messages])
-    said = [str(message["content"]) for message in messages]
-    return word_spans(tokenizer, text, said)
 
 
 def pool_dialogues(
@@ -102,7 +85,7 @@ def words_of(
 
 
 def _turns(tokenizer: PreTrainedTokenizerBase, dialogue: Mapping[str, Any]) -> Passage:
-    ids, spans = turn_spans(tokenizer, dialogue["messages"])
+    ids, spans = message_spans(tokenizer, dialogue["messages"])
     speakers = [message["role"] for message in dialogue["messages"]]
     own = [
         span

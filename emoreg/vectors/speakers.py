@@ -23,9 +23,10 @@ from emoreg.residual.layers import (
     num_layers,
 )
 from emoreg.residual.pooling import Passage, span_means
+from emoreg.residual.spans import message_spans
 from emoreg.residual.store import ActivationStore
 from emoreg.vectors.corpus import Corpus
-from emoreg.vectors.dialogues import over_turns, turn_spans
+from emoreg.vectors.dialogues import over_turns
 from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.mean_differences import (
     mean_vectors,
@@ -138,7 +139,7 @@ def read_cells(
 ) -> dict[str, Cell]:
     """Return the dialogues of a split for each of `CELLS`, every text read once."""
     rows = corpus.records("dialogues", split=split)
-    found = [turn_spans(tokenizer, row["messages"]) for row in rows]
+    found = [message_spans(tokenizer, row["messages"]) for row in rows]
     whole = [Passage(ids=ids, spans=spans) for ids, spans in found]
     means = span_means(
         model,

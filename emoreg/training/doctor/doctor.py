@@ -198,7 +198,9 @@ def _trackers(case: Case) -> Finding:
         )
     offline = os.environ.get("WANDB_MODE") == "offline" and "wandb" in asked
     note = " (offline: `wandb sync` sends it later)" if offline else ""
-    return passed(name, f"{', '.join(asked)}{note}, every {args.logging_steps:g} steps")
+    steps = args.logging_strategy == "steps"
+    every = f"every {args.logging_steps:g} steps" if steps else "every epoch"
+    return passed(name, f"{', '.join(asked)}{note}, {every}")
 
 
 def _padding(case: Case) -> list[Finding]:
@@ -213,7 +215,7 @@ def _length(case: Case) -> Finding:
 
 
 def _outcomes(case: Case) -> Finding:
-    return outcome_line(case.trainer, case.survey)
+    return outcome_line(case.trainer, case.survey, case.active)
 
 
 _CHECKS: tuple[tuple[str, Check], ...] = (

@@ -1,12 +1,17 @@
 """What the training rows hold: lengths, outcomes, padding, the tokens that are read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from emoreg.losses.baselines import SquaredCorrelation, SymmetricGap
+from emoreg.losses.contrast import ContrastPenalty
+from emoreg.losses.energy import EnergyDistance
+from emoreg.losses.reroute import RerouteAnchor
+from emoreg.losses.term import AbstractTerm
 from emoreg.residual.tokens import TurnMarkers, render, tokenizer_of
 from emoreg.training.doctor.diagnosis import Finding, marked, passed, refused, warned
 from emoreg.training.layouts import Layout, as_failures
@@ -14,6 +19,14 @@ from emoreg.training.outcomes.columns import OutcomeCollator
 from emoreg.training.outcomes.rollouts import makes_rollouts
 
 _MUCH_PADDING = 0.5
+_COMPARE = (
+    ContrastPenalty,
+    EnergyDistance,
+    RerouteAnchor,
+    SquaredCorrelation,
+    SymmetricGap,
+)
+"""Terms that are nothing without both failing and passing turns."""
 
 
 @final
@@ -68,8 +81,10 @@ class Survey:
         )
 
 
-def outcome_line(trainer: Any, survey: Survey | None) -> Finding:
-    """Say how many turns failed, passed and are unknown."""
+def outcome_line(
+    trainer: Any, survey: Survey | None, active: Sequence[AbstractTerm]
+) -> Finding:
+    """Say how many turns failed, passed and are unknown, and if `active` need more."""
     name, column = "outcomes", column_of(trainer)
     if trainer.emotions.outcome is None:
         return warned(
@@ -90,12 +105,18 @@ def outcome_line(trainer: Any, survey: Survey | None) -> Finding:
     )
     found = f"{total:g} turns in {survey.rows} rows of {column!r}: {shares}"
     for kind, count in (("failing", survey.failing), ("passing", survey.passing)):
-        if not count:
-            return refused(
-                name,
-                f"{found}; none is {kind}",
-                f"give the terms {kind} turns as well: they compare the two kinds",
-            )
+        if count:
+            continue
+        said = f"{found}; none is {kind}"
+        if any(isinstance(term, _COMPARE) for term in active):
+            mend = f"give the terms {kind} turns as well: they compare the two kinds"
+            return refused(name, said, mend)
+        return warned(
+            name,
+            said,
+            "no term compares the two kinds, so all may be well; what is read or acted "
+            f"on after {kind} feedback, and slopes, will be missing",
+        )
     return passed(name, found)
 
 

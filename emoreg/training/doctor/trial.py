@@ -75,7 +75,12 @@ class Trial:
         return self._loader.collate_fn([self._loader.dataset[row] for row in rows])
 
     def step(
-        self, batches: Sequence[Any], active: Sequence[AbstractTerm], *, task: bool
+        self,
+        batches: Sequence[Any],
+        active: Sequence[AbstractTerm],
+        *,
+        task: bool,
+        fresh: bool = True,
     ) -> None:
         """Run one optimizer step's forward and backward passes, without the optimizer.
 
@@ -86,9 +91,11 @@ class Trial:
             batches: The step's micro-batches, which decide how parts are scaled.
             active: Terms that keep their weight; all others get 0.
             task: Whether the trainer's own loss counts, or is multiplied by 0.
+            fresh: Whether terms have the state they came with, or the one that the
+                step before has left.
         """
         trainer = self._trainer
-        self._set(active)
+        self._set(active, fresh=fresh)
         trainer.current_gradient_accumulation_steps = len(batches)
         copies = iter([dict(batch) for batch in batches])
         device = trainer.args.device
@@ -99,7 +106,7 @@ class Trial:
 
     def anchor(self, term: AbstractTerm) -> None:
         """Run the auxiliary batch of one anchor; its gradient is in `grad` then."""
-        self._set([term])
+        self._set([term], fresh=True)
         regularizer, model = self._seam.regularizer, self._trainer.model
         # Each starts one step after the one before it.
         step = next(i for i, a in enumerate(regularizer.anchors) if a.term is term)
@@ -134,13 +141,14 @@ class Trial:
                 for name, p in self.trained.items():
                     p.copy_(kept[name])
 
-    def _set(self, active: Sequence[AbstractTerm]) -> None:
-        """Switch terms on and off, with the state they came with; drop gradients."""
+    def _set(self, active: Sequence[AbstractTerm], *, fresh: bool) -> None:
+        """Switch terms on and off, `fresh` with their first state; drop gradients."""
         for term, weight, state in zip(
             self._terms, self._weights, self._states, strict=True
         ):
             term.weight = weight if any(term is one for one in active) else 0.0
-            term.load_state_dict(_cloned(state))
+            if fresh:
+                term.load_state_dict(_cloned(state))
         for parameter in self._trainer.model.parameters():
             parameter.grad = None
 

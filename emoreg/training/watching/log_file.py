@@ -1,6 +1,7 @@
 """A file beside the checkpoints that holds every log line of ours, as JSON Lines."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,9 @@ NAME = "emoreg_log.jsonl"
 class LogFile:
     """Appends log lines; a resumed run goes on where its checkpoint was.
 
-    The first line is a head, without readings. A line is written by one call, so a
-    process that is killed leaves at most a part of the last one, which is dropped when
-    training begins again.
+    The first line is a head, without readings. A number that is not finite is null,
+    since JSON has none. A line is written by one call, so a process that is killed
+    leaves at most a part of the last one, which is dropped when training begins again.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -29,7 +30,7 @@ class LogFile:
         written again. A run that starts at 0 leaves the file of an earlier one beside
         its own, numbered.
         """
-        head = json.loads(json.dumps(head))
+        head = json.loads(_text(head))
         heads: list[dict[str, Any]] = []
         later = False
         if self.path.exists():
@@ -55,7 +56,7 @@ class LogFile:
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line, which must say its `step`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(line, ensure_ascii=False) + "\n"
+        text = _text(line) + "\n"
         with self.path.open("ab", buffering=0) as file:
             file.write(("" if self._whole() else "\n").encode() + text.encode())
 
@@ -71,6 +72,19 @@ class LogFile:
         while (free := self.path.with_suffix(f".{number}.jsonl")).exists():
             number += 1
         return free
+
+
+def _text(line: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(line), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with None in place of each number that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parsed(raw: bytes) -> dict[str, Any] | None:

@@ -63,7 +63,8 @@ def _histogram(
     values: Float[Tensor, "place column"], weights: Float[Tensor, "group place"]
 ) -> Float[Tensor, "group column bin"]:
     place = ((values - _LOW) / _WIDTH).floor().clamp(-1, _INNER) + 1
-    counted = torch.where(values.isnan().T, 0.0, weights.unsqueeze(1))  # in no bin
+    # What is not finite is in no bin.
+    counted = torch.where(values.isfinite().T, weights.unsqueeze(1), 0.0)
     bin_of = place.nan_to_num(0.0).long().T.expand_as(counted)
     counts = weights.new_zeros(*counted.shape[:2], _BINS)
     # Where weights are 0 and 1 the sums are exact, so that their order, which is not
@@ -84,9 +85,11 @@ def figures(sums: Float[np.ndarray, " sum"]) -> dict[str, float]:
     mean = total / count
     found = {"": mean}
     if count >= 2:
-        found["_std"] = max(0.0, squares / count - mean * mean) ** 0.5
-    if count >= _FEWEST:
-        reached = sums[_HEAD:].cumsum()
+        # Not by `max`, which takes 0 over NaN.
+        variance = np.maximum(0.0, squares / count - mean * mean)
+        found["_std"] = float(variance) ** 0.5
+    reached = sums[_HEAD:].cumsum()
+    if count >= _FEWEST and reached[-1] > 0:
         found["_p05"] = _quantile(reached, 0.05)
         found["_p95"] = _quantile(reached, 0.95)
     return found
