@@ -203,7 +203,6 @@ def build(
         world=world,
         quiet=True,
     )
-    regularizer.hold()
     return trainer.model, regularizer, list(trainer.train_dataset)
 
 

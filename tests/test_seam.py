@@ -414,6 +414,20 @@ def test_two_eval_sets_are_logged_under_their_own_names(
     assert "eval_emotion/desperate/L2/lda/slope" not in keys
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's, of what it returns
+def test_a_prediction_is_no_part_of_the_next_evaluation(
+    build: Callable[..., Any],
+) -> None:
+    rows = cases.make_rows(4)
+    trainer = build(None, rows=rows, eval_rows=rows)
+    first = trainer.evaluate()
+    trainer.predict(trainer.eval_dataset)
+    again = trainer.evaluate()
+    found = {k: v for k, v in first.items() if k.startswith("eval_emotion")}
+    assert found["eval_emotion_turns/fail"] > 0
+    assert {k: again[k] for k in found} == found
+
+
 def test_cached_reference_readings_equal_a_plain_forward(
     build: Callable[..., Any],
     model: Callable[[], PreTrainedModel],
@@ -493,6 +507,17 @@ def test_too_few_or_many_outcomes_are_refused(
     with pytest.raises(ValueError, match="one outcome per Assistant turn") as refused:
         build(ALL, rows=Dataset.from_list([*good, bad]))
     assert "row 3" in str(refused.value)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_misplaced_outcomes_to_evaluate_on_are_refused(
+    build: Callable[..., Any], several: bool
+) -> None:
+    rows = cases.make_rows(4)
+    shifted = rows.map(lambda row: {"failed": [1.0, *row["failed"]]})
+    held_out = {"near": rows, "far": shifted} if several else shifted
+    with pytest.raises(ValueError, match="in the evaluation data, each row must have"):
+        build(None, rows=rows, eval_rows=held_out)
 
 
 @pytest.mark.cell(trainer="sft", mode="an outcome outside [0, 1]", refused=True)
@@ -649,6 +674,27 @@ def test_attach_is_refused_twice_and_on_other_objects(
         attach(object(), monitor=Monitor(vectors))
 
 
+def test_several_gpus_in_one_process_are_refused(
+    build: Callable[..., Any], vectors: EmotionVectors
+) -> None:
+    """As the trainer counts them; it would train in `DataParallel`."""
+    trainer = build(None, seen=False)
+    trainer.args._n_gpu = 2
+    with pytest.raises(ValueError, match="each GPU must have a process of its own"):
+        attach(trainer, monitor=Monitor(vectors))
+
+
+@pytest.mark.parametrize("name", ["contrast", "meaning", "kl"])
+def test_a_term_for_which_nothing_was_read_may_not_begin_to_act(
+    build: Callable[..., Any], name: str
+) -> None:
+    trainer = build({**OFF, "band": 1.0}, seen=False, max_steps=1)
+    for term in trainer.emotions.regularizer.terms:
+        term.weight = float(term.name.startswith(name))
+    with pytest.raises(ValueError, match=f"{name}.* must have a weight above 0 when"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_terms_that_train_nothing_are_refused(
     build: Callable[..., Any],
@@ -729,7 +775,7 @@ def test_a_model_compiled_before_is_refused(build: Callable[..., Any]) -> None:
 
 def test_a_crash_in_a_term_leaves_no_hook(build: Callable[..., Any]) -> None:
     class Crash(AbstractDecisionTerm):
-        name, weight = "crash", 1.0
+        name, weight, compares = "crash", 1.0, False
 
         def __call__(self, readings: DecisionReadings, reduce: Any = None) -> Any:
             del readings, reduce

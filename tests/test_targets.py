@@ -716,9 +716,10 @@ def loop(
     rows = list(map(dict, plain.train_dataset))
     batches = [rows[i : i + 2] for i in range(0, len(rows), 2)] * 2
 
-    def go(*, task: bool = True) -> list[dict[str, Any]]:
+    def go(*, task: bool = True, terms: Terms | None = None) -> list[dict[str, Any]]:
         trained = model()
-        terms: Terms = decouple(vectors, wide(reference), targets=Targets(), **GIVEN)
+        if terms is None:
+            terms = decouple(vectors, wide(reference), targets=Targets(), **GIVEN)
         optimizer = torch.optim.SGD(trained.parameters(), lr=1e-4)
         lines = []
         with watch(trained, tokenizer, terms=terms, quiet=True) as w:
@@ -754,6 +755,23 @@ def test_a_loop_sets_the_weights_too(
         by_the_book([error], start=start)[0], rel=1e-5
     )
     assert state["given"]["contrast-lda"] == lines[-1][key]
+
+
+def test_terms_that_are_used_again_begin_anew(
+    loop: Callable[..., Any],
+    vectors: EmotionVectors,
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(term_weights, "EVERY", 5)
+    terms = decouple(vectors, wide(reference), targets=Targets(), **GIVEN)
+    given = [term.weight for term in terms]
+    first = loop(terms=terms)
+    assert [term.weight for term in terms] != given  # control
+    for one, two in zip(first[:-1], loop(terms=terms)[:-1], strict=True):
+        assert {k: v for k, v in two.items() if "_cost/" not in k} == {
+            k: v for k, v in one.items() if "_cost/" not in k
+        }
 
 
 def test_a_loop_that_does_not_say_its_task_keeps_the_given_weights(

@@ -526,6 +526,46 @@ def test_the_running_mean_survives_a_checkpoint() -> None:
     assert all(torch.equal(state[key], copy[key]) for key in state)
 
 
+@pytest.mark.parametrize("make", [lambda: contrast(decay=0.9), band])
+def test_each_run_begins_a_term_anew(make: Make) -> None:
+    term, failure = make(), numbers(1, 0)
+    draws = [torch.randn(2, *SHAPE, dtype=torch.float64) + 4 for _ in range(2)]
+    runs, states = [], []
+    for _ in range(2):
+        term.reset()
+        states.append({k: v.clone() for k, v in term.state_dict().items()})
+        runs.append([term(decision(values, failure)) for values in draws])
+    for name, first in states[0].items():
+        assert torch.equal(first, states[1][name])
+        assert not torch.equal(first, term.state_dict()[name])  # control
+    assert runs[0] == runs[1]
+
+
+def test_each_run_begins_with_the_weight_that_was_given() -> None:
+    term = band()
+    term.weight = 0.5
+    for weights in ([2.0], [2.0, 3.0]):
+        term.reset()
+        assert term.weight == 0.5
+        for weight in weights:
+            term.weigh(weight)
+            assert term.weight == weight
+    term.weight = 0.25  # by hand, after that
+    term.reset()
+    assert term.weight == 0.25
+
+
+def test_autocast_costs_no_precision() -> None:
+    """Readings are made in float32, also of a stream that lies far from zero."""
+    read = probe()
+    stream = torch.randn(50, WIDTH) + 50 * torch.randn(WIDTH)
+    plain = read.read(stream, layer=LAYERS[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(read.read(stream, layer=LAYERS[0]), plain)
+        product = stream @ read.directions[0].T  # control
+    assert not torch.allclose(product.float(), stream @ read.directions[0].T, atol=0.1)
+
+
 # --------------------------------------------------------------------- band
 
 

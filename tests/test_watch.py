@@ -13,6 +13,8 @@ from accelerate.state import GradientState
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from emoreg.losses.jumps import JumpPenalty
+from emoreg.losses.presets import loss_probe
 from emoreg.losses.term import DecisionReadings
 from emoreg.residual.capture import capture
 from emoreg.residual.layers import decoder_layers
@@ -257,6 +259,90 @@ def test_evaluation_is_logged_apart_and_adds_nothing(
     assert not any(key.startswith("emotion_loss") for key in found)
 
 
+def test_terms_are_the_same_inside_of_autocast(
+    model: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    vectors: EmotionVectors,
+    reference: Reference,
+    batches: list[Any],
+) -> None:
+    """As a trainer calls them, and as many loops do."""
+    weights, found = {**OFF, "contrast": 1.0, "band": 1.0}, []
+    for inside in (False, True):
+        trained = model()
+        terms = cases.make_terms(vectors, reference, **weights)
+        with watch(trained, tokenizer, terms=terms, quiet=True) as w:
+            with torch.autocast("cpu", torch.bfloat16):
+                trained(**batches[0][0])
+                with torch.autocast("cpu", enabled=inside):
+                    found.append(float(w.terms(*batches[0]).detach()))
+    assert found[0] == found[1] > 0
+
+
+def test_packed_rows_are_read_as_padded_ones(
+    model: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    vectors: EmotionVectors,
+    reference: Reference,
+    batches: list[Any],
+) -> None:
+    """Documents begin where positions do, and a turn that was cut off ends there."""
+    ids, mask = batches[0][0]["input_ids"], batches[0][0]["attention_mask"].bool()
+    first, second = ids[0][mask[0]][:-3], ids[1][mask[1]]
+    place = torch.cat([torch.arange(len(first)), torch.arange(len(second))])
+    both = torch.cat([first, second])
+    packed = {"input_ids": both[None], "position_ids": place[None]}
+    padded = cases.collate([{"input_ids": x.tolist()} for x in (first, second)])
+
+    def go(
+        batch: dict[str, torch.Tensor], failed: list[Any], *unsaid: str
+    ) -> dict[str, float]:
+        trained, jump = model(), JumpPenalty(*loss_probe(vectors, reference))
+        monitor = Monitor(vectors, gradients_every=0)
+        said = {k: v for k, v in batch.items() if k not in unsaid}
+        with watch(
+            trained, tokenizer, monitor=monitor, terms=[jump], reference=reference
+        ) as w:
+            for _ in range(2):
+                trained(**batch, use_cache=False)
+                w.terms(said, failed)
+                w.after_backward()
+            found = w.metrics()
+        return {k: v for k, v in found.items() if "_cost/" not in k}
+
+    apart, together = [[None, 1.0], [1.0, 0.0]], [[None, 1.0, 1.0, 0.0]]
+    wanted = pytest.approx(go(padded, apart), rel=1e-4, abs=1e-4)
+    assert go(packed, together) == wanted
+    assert go(packed, together, "position_ids") != wanted  # control
+
+
+def test_a_loss_scaler_scales_the_anchors_too(
+    model: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    vectors: EmotionVectors,
+    reference: Reference,
+    batches: list[Any],
+) -> None:
+    found = []
+    for size in (1.0, 2.0**16):
+        scaler, trained = torch.amp.GradScaler("cpu", init_scale=size), model()
+        terms = cases.make_terms(vectors, reference, **{**OFF, "meaning": 1.0})
+        made = watch(trained, tokenizer, terms=terms, scaler=scaler, quiet=True)
+        with torch.no_grad():  # away from the reference, where the anchor is flat
+            for p in trained.parameters():
+                p.mul_(1.05)
+        batch, failed = batches[0]
+        with made as w:
+            loss = 0.0 * trained(**batch).loss + w.terms(batch, failed)
+            scaler.scale(loss).backward()
+            w.after_backward()
+        named = trained.named_parameters()
+        found.append({n: p.grad / size for n, p in named if p.grad is not None})
+    entries = max(float(g.abs().max()) for g in found[0].values())
+    assert entries > 1e-3
+    assert cases.gap(*found)[0] < 1e-5 * entries
+
+
 @pytest.mark.cell(trainer="loop", mode="accumulation, what terms add")
 def test_accumulation_and_checkpoints_of_an_accelerate_loop(
     model: Callable[[], PreTrainedModel],
@@ -393,6 +479,27 @@ def test_a_monitor_needs_units(
 ) -> None:
     with pytest.raises(ValueError, match="`reference` must be given"):
         watch(model(), tokenizer, monitor=Monitor(vectors))
+
+
+def test_a_loop_of_several_processes_needs_an_accelerator(
+    model: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    watch(model(), tokenizer)  # control
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="`accelerator` must be given"):
+        watch(model(), tokenizer)
+
+
+def test_a_scaler_beside_an_accelerator_is_refused(
+    model: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    both = {"accelerator": Accelerator(cpu=True), "scaler": torch.amp.GradScaler("cpu")}
+    with pytest.raises(ValueError, match="`scaler` must be left out"):
+        watch(model(), tokenizer, **both)
 
 
 def test_deepspeed_is_refused_in_a_loop(

@@ -1,5 +1,6 @@
 """What a term is and what it sees: readings and outcomes, never a model."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -81,7 +82,8 @@ class Probe(AbstractProbe):
         """Return the readings of a residual stream, in float32, with its gradient."""
         row = self.layers.index(layer)
         device = stream.device
-        projection = stream.float() @ self.directions[row].to(device).T
+        with torch.autocast(device.type, enabled=False):
+            projection = stream.float() @ self.directions[row].to(device).T
         return (projection - self.zero[row].to(device)) / self.sigma[row].to(device)
 
 
@@ -147,6 +149,27 @@ class AbstractTerm(ABC):
 
     name: str
     weight: float
+    _fresh: dict[str, Tensor] | None = None
+    """The state in which the first run found the term."""
+    _weighed: tuple[float, float] | None = None
+    """The given weight, and the one that the run has set."""
+
+    def reset(self) -> None:
+        """Begin a run, with no state of another and the weight that was given.
+
+        A weight that was changed by hand since then is a given one.
+        """
+        if self._fresh is None:
+            self._fresh = copy.deepcopy(self.state_dict())
+        self.load_state_dict(copy.deepcopy(self._fresh))
+        if self._weighed is not None and self.weight == self._weighed[1]:
+            self.weight = self._weighed[0]
+        self._weighed = None
+
+    def weigh(self, weight: float) -> None:
+        """Set the weight for this run; `reset` takes the given one back."""
+        given = self.weight if self._weighed is None else self._weighed[0]
+        self.weight, self._weighed = weight, (given, weight)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what must survive a checkpoint."""

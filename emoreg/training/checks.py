@@ -1,12 +1,13 @@
 """What must hold before and during training, or the terms would lie."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
 
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
+from emoreg.losses.presets import Terms
 from emoreg.losses.preventative import PreventativeSteering
 from emoreg.losses.push import Push
 from emoreg.losses.steered import SteeredRobustness
@@ -26,7 +27,7 @@ from emoreg.residual.layers import (
     unwrapped,
 )
 from emoreg.training.reference import Reference
-from emoreg.vectors.corpus import Roles
+from emoreg.vectors.corpus import Corpus, Roles
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
 logger = logging.getLogger(__name__)
@@ -36,19 +37,31 @@ def check_needs(
     model: torch.nn.Module,
     *,
     vectors: EmotionVectors | None,
-    terms: Sequence[AbstractTerm],
+    terms: Terms | Sequence[AbstractTerm],
     reference: Reference | None,
-    roles: Roles,
 ) -> None:
     """Refuse a combination in which a term or the monitor would silently do nothing.
+
+    Args:
+        model: What is trained.
+        vectors: The monitor's, if there is one.
+        terms: Those of a preset keep to its roles, others to the packaged ones.
+        reference: Whose units and passages are used.
 
     Raises:
         ValueError: If vectors or terms are another model's, a term acts on what the
             audit judges by, or something is missing.
     """
+    roles = terms.roles if isinstance(terms, Terms) else Corpus.packaged().roles()
+    terms = tuple(terms)
     width, depth = d_model(model), num_layers(model)
     if vectors is not None:
         vectors.check_model(d_model=width, num_layers=depth)
+        if reference is None:
+            raise ValueError(
+                "`reference` must be given with a monitor, whose units it holds; got "
+                "None. Pass what `emoreg.calibrate` returned"
+            )
     plan = LayerPlan.for_depth(depth) if reference is None else reference.plan
     _check_probes(terms, width, depth)
     _refuse_audit(terms, roles, plan)
@@ -67,6 +80,26 @@ def check_needs(
             f"{type(unwrapped(model)).__name__} has none. Use weight 0"
         )
     _warn_of_late_blocks(model, terms)
+
+
+def check_held(terms: Sequence[AbstractTerm], held: Container[int]) -> None:
+    """Refuse terms that begin to act on the way, for which nothing was read before.
+
+    Args:
+        terms: Those that need something of the reference.
+        held: The `id` of those for which it was read.
+
+    Raises:
+        ValueError: If one of the others has a weight.
+    """
+    for term in terms:
+        if term.weight and id(term) not in held:
+            raise ValueError(
+                f"{term.name} must have a weight above 0 when it is attached, since "
+                "the reference is read then, for the terms that act; it had 0 and has "
+                f"{term.weight:g} now. Attach it with a weight, and set that to 0 for "
+                "as long as the term is to wait"
+            )
 
 
 def _warn_of_late_blocks(model: torch.nn.Module, terms: Sequence[AbstractTerm]) -> None:
@@ -151,12 +184,18 @@ def check_launch(trainer: Any, *, probed: bool) -> None:
         probed: Whether a probe set is to be read while it trains.
 
     Raises:
-        ValueError: Where sequences are split over processes; under FSDP of version 1,
-            where only the first process has loaded the weights, or where DeepSpeed has
-            sharded them for training already; a probe set where weights will be
-            sharded.
+        ValueError: Where sequences are split over processes, or one process has
+            several GPUs; under FSDP of version 1, where only the first process has
+            loaded the weights, or where DeepSpeed has sharded them for training
+            already; a probe set where weights will be sharded.
     """
     _refuse_split_sequences(trainer.accelerator)
+    if trainer.args.n_gpu > 1:  # in `DataParallel`, whose copies share their hooks
+        raise ValueError(
+            "each GPU must have a process of its own, or the readings of several would "
+            f"be taken for one another; this process has {trainer.args.n_gpu}. Start "
+            "it with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them"
+        )
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     sharded = trainer.is_fsdp_enabled or getattr(plugin, "zero_stage", 0) == 3
     if probed and sharded:
@@ -199,14 +238,28 @@ def _refuse_split_sequences(accelerator: Any) -> None:
             )
 
 
-def check_loop(accelerator: Any, terms: Sequence[AbstractTerm] = ()) -> None:
-    """Refuse a loop whose anchors would step the optimizer by themselves.
+def check_loop(
+    accelerator: Any, terms: Sequence[AbstractTerm] = (), scaler: Any = None
+) -> None:
+    """Refuse a loop whose terms or anchors would not do what they say.
 
     Raises:
         ValueError: Under DeepSpeed, whose `backward` makes the step too; where
-            sequences are split over processes; where a term would have to know which
-            forward pass is the task's.
+            sequences are split over processes; over processes without an accelerator,
+            and with a scaler beside one; where a term would have to know which forward
+            pass is the task's.
     """
+    if accelerator is not None and scaler is not None:
+        raise ValueError(
+            "`scaler` must be left out with an accelerator, which scales the loss by "
+            "itself; got both. Set the accelerator's `mixed_precision` instead"
+        )
+    if accelerator is None and _many_processes():
+        raise ValueError(
+            "`accelerator` must be given where several processes train, since readings "
+            "and terms are means over all of them; got None. Pass "
+            "`accelerate.Accelerator()`, and call its `backward`"
+        )
     if any(isinstance(t, PreventativeSteering) and t.weight for t in terms):
         raise ValueError(
             "preventative acts in the task's forward pass alone, and in a loop of your "
@@ -222,6 +275,12 @@ def check_loop(accelerator: Any, terms: Sequence[AbstractTerm] = ()) -> None:
             "may step the optimizer, so anchors would step it a second time. Use a "
             "trainer with `emoreg.attach`, or data parallel"
         )
+
+
+def _many_processes() -> bool:
+    distributed = torch.distributed
+    started = distributed.is_available() and distributed.is_initialized()
+    return started and distributed.get_world_size() > 1
 
 
 def check_fired(

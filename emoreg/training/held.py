@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.losses.anchors import MeaningAnchor, ReferenceKL
@@ -23,6 +24,7 @@ from emoreg.training.steered_rows import SteeredRows, rows_to_steer
 
 def anchors_of(
     terms: Sequence[AbstractTerm],
+    model: nn.Module,
     *,
     reference: Reference | None,
     dataset: Any,
@@ -31,10 +33,11 @@ def anchors_of(
     markers: TurnMarkers,
     quiet: bool,
 ) -> list[Anchor]:
-    """Return what the terms with a weight above 0 have beside the task.
+    """Return what the terms with a weight above 0 have beside the task, and hold it.
 
     Args:
         terms: The run's; those on its own batches have nothing beside it.
+        model: As it is now: the reference.
         reference: Whose stories and neutral texts are held; None holds none.
         dataset: The run's own data, of which `ReferenceKL` holds some predictions
             beside those of neutral texts, and which `SteeredRobustness` trains on.
@@ -57,4 +60,6 @@ def anchors_of(
             neutral = reference.neutral
             own = spoken_rows(dataset, layout, markers, count=len(neutral))
             anchors.append(PredictionAnchor(term, texts_to_hold(neutral, own)))
+    for anchor in anchors:
+        anchor.cache(model)
     return anchors

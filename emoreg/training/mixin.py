@@ -17,9 +17,8 @@ from emoreg.residual.tokens import tokenizer_of
 from emoreg.training.checks import check_launch
 from emoreg.training.outcomes.sources import Source
 from emoreg.training.reference import Reference, calibrate
-from emoreg.training.regularizer import reference_of, roles_of
+from emoreg.training.regularizer import reference_of
 from emoreg.training.seam import Seam
-from emoreg.training.target_checks import check_targets, targets_of
 from emoreg.training.watching.monitor import Monitor
 from emoreg.vectors.corpus import Corpus
 
@@ -101,6 +100,11 @@ class EmotionTrainerMixin:
         self.emotions.after_backward(model)
         return loss
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate or predict; what an earlier loop read and did not log is dropped."""
+        self.emotions.regularizer.forget("eval")
+        return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+
     def log(
         self,
         logs: dict[str, float],
@@ -155,26 +159,20 @@ def make_seam(
     reference: Reference | None,
     targets: Targets | None,
 ) -> Seam:
-    """Return the seam of `trainer`, with reference and targets its terms came with."""
-    reference = reference_of(terms) if reference is None else reference
-    targets = targets_of(terms, targets)
-    check_targets(targets, tuple(terms), reference)
+    """Return the seam of `trainer`; with a monitor and no reference, calibrate."""
     probed = monitor is not None and monitor.probe_set is not None
     check_launch(trainer, probed=probed)
     with _whole(trainer):
-        if reference is None and monitor is not None:
+        if reference is None and reference_of(terms) is None and monitor is not None:
             reference = _calibrated(trainer, monitor)
-        seam = Seam(
+        return Seam(
             trainer,
             monitor=monitor,
-            terms=tuple(terms),
+            terms=terms,
             outcome=outcome,
             reference=reference,
-            roles=roles_of(terms),
-            quiet=bool(trainer.args.disable_tqdm),
+            targets=targets,
         )
-    seam.regularizer.term_weights.aim(targets)
-    return seam
 
 
 @contextmanager

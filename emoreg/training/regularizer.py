@@ -13,12 +13,22 @@ from transformers import PreTrainedTokenizerBase
 
 from emoreg.losses.anchors import MeaningAnchor
 from emoreg.losses.presets import Terms
-from emoreg.losses.spikes import SpikePenalty
-from emoreg.losses.term import AbstractDecisionTerm, AbstractTerm
+from emoreg.losses.targets import Targets
+from emoreg.losses.term import (
+    AbstractDecisionTerm,
+    AbstractPassageTerm,
+    AbstractTerm,
+    alone,
+)
 from emoreg.residual.capture import Captured, capture
 from emoreg.residual.tokens import TurnMarkers
 from emoreg.training.auxiliary import Anchor, due, run_auxiliary
-from emoreg.training.checks import check_fired, check_gradient
+from emoreg.training.checks import (
+    check_fired,
+    check_gradient,
+    check_held,
+    check_needs,
+)
 from emoreg.training.gradients import GradientMeter
 from emoreg.training.held import anchors_of
 from emoreg.training.layouts import Layout
@@ -26,13 +36,13 @@ from emoreg.training.ledger import Ledger
 from emoreg.training.outcomes.columns import Extras
 from emoreg.training.prevention import Prevention
 from emoreg.training.reference import Reference
-from emoreg.training.segments import Segments, seen_by
+from emoreg.training.segments import Segments, seen_by, turns_of
+from emoreg.training.target_checks import check_targets, targets_of
 from emoreg.training.term_weights import TermWeights
 from emoreg.training.watching.alerts import Alarm
 from emoreg.training.watching.costs import Costs
 from emoreg.training.watching.monitor import Monitor
 from emoreg.training.world import StepTotals, World
-from emoreg.vectors.corpus import Corpus, Roles
 
 _MONITOR = "readings"
 """Where the monitor's state is among that of the terms."""
@@ -54,21 +64,37 @@ class Regularizer:
         *,
         tokenizer: PreTrainedTokenizerBase,
         monitor: Monitor | None,
-        terms: Sequence[AbstractTerm],
+        terms: Terms | Sequence[AbstractTerm],
         reference: Reference | None,
         world: World,
+        targets: Targets | None = None,
+        dataset: Any = None,
+        layout: Layout | None = None,
         quiet: bool = False,
     ) -> None:
-        """Put everything on the device; `hold` caches what the anchors hold."""
+        """Begin a run with the model as it is now, which is the reference.
+
+        Terms forget earlier runs, everything is put on the device, and what the
+        anchors hold is cached: some of it from the run's own `dataset`, whose `layout`
+        says how rows become sequences. Reference and targets that are not given are
+        those that a preset's terms came with.
+
+        Raises:
+            ValueError: If vectors, terms, targets and model don't fit, units are
+                missing, or a term finds nothing to work on.
+        """
+        reference = reference_of(terms) if reference is None else reference
+        targets = targets_of(terms, targets)
+        check_targets(targets, tuple(terms), reference)
+        vectors = None if monitor is None else monitor.vectors
+        check_needs(model, vectors=vectors, terms=terms, reference=reference)
         self.model, self.tokenizer, self.monitor = model, tokenizer, monitor
-        self.markers = TurnMarkers.of(tokenizer)
-        self.terms, self.world, self.quiet = tuple(terms), world, quiet
-        self.reference = reference
+        self.reference, self.markers = reference, TurnMarkers.of(tokenizer)
+        self.terms, self.world = tuple(terms), world
         self.names = _distinct_names(self.terms)
-        self.decision_terms = [
-            t for t in self.terms if isinstance(t, AbstractDecisionTerm)
-        ]
-        self.anchors: list[Anchor] = []
+        self.decision_terms = [t for t in terms if isinstance(t, AbstractDecisionTerm)]
+        for term in self.terms:
+            term.reset()
         self.prevention = Prevention(self.terms, self.markers)
         self.ledger, self.costs = Ledger(), Costs(world.device)
         every = 0 if monitor is None else monitor.gradients_every
@@ -80,6 +106,18 @@ class Regularizer:
         self._probed: int | None = None
         self._checked: set[int] = set()
         self._place_probes()
+        self.anchors: list[Anchor] = anchors_of(
+            self.terms,
+            model,
+            reference=reference,
+            dataset=dataset,
+            layout=layout,
+            tokenizer=tokenizer,
+            markers=self.markers,
+            quiet=quiet,
+        )
+        self.prevention.measure(model, tokenizer)
+        self.term_weights.aim(targets)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -87,30 +125,6 @@ class Regularizer:
         decision = [term.probe for term in self.decision_terms]
         watched = list(self.monitor.probes if self.monitor is not None else ())
         return tuple(sorted({i for p in decision + watched for i in p.layers}))
-
-    def hold(self, dataset: Any = None, layout: Layout | None = None) -> None:
-        """Cache what the anchors hold, with the model as it is now: the reference.
-
-        Args:
-            dataset: The run's own data, of which `ReferenceKL` holds some predictions
-                beside those of neutral texts, and on which `SteeredRobustness` trains.
-            layout: How its rows become sequences.
-
-        Raises:
-            ValueError: If a term finds nothing to work on.
-        """
-        self.anchors = anchors_of(
-            self.terms,
-            reference=self.reference,
-            dataset=dataset,
-            layout=layout,
-            tokenizer=self.tokenizer,
-            markers=self.markers,
-            quiet=self.quiet,
-        )
-        for anchor in self.anchors:
-            anchor.cache(self.model)
-        self.prevention.measure(self.model, self.tokenizer)
 
     def release(self) -> None:
         """Do nothing from now on: no hook, no term, no anchor, no reading."""
@@ -161,53 +175,58 @@ class Regularizer:
     ) -> Tensor | None:
         """Log the batch's readings and return what the terms on it add.
 
+        Both are made outside of autocast, wherever the caller is.
+
         Args:
             streams: What `streams` returned.
             input_ids: The tokens that the model read.
             mask: Real tokens, where that is known.
             extras: Outcomes, and cached readings of the reference.
             training: Terms are added, and readings logged, for training.
-            held: Where each term's figures are in the cached readings, by `id`.
+            held: Where each term's figures are in the cached readings, by `id`; None
+                where none can be cached.
             totals: Counts of the whole step, under accumulation.
             part: Whether an earlier batch of the step was read already.
             pulls: What `gradients.opened` returned; the weighted terms go into it.
 
         Returns:
-            The weighted sum of the terms on decision tokens; None where there is
-            nothing to add.
+            The weighted sum of the terms; None where there is nothing to add.
         """
-        segments = Segments.of(self.markers, input_ids, extras)
         active = [t for t in self.decision_terms if t.weight] if training else []
-        turn = self._turns(input_ids, mask, extras, active)
-        if turn is not None:
+        if held is not None:
+            check_held([term for term in active if term.compares], held)
+        weighted: dict[str, Tensor] = {}
+        with torch.autocast(input_ids.device.type, enabled=False):
+            segments = Segments.of(self.markers, input_ids, extras)
+            turn = turns_of(self.markers, input_ids, mask, extras.starts)
             self._watch(streams, input_ids, segments, turn > 0, training=training)
+            for term in active:
+                place = (held or {}).get(id(term))
+                readings = seen_by(
+                    term,
+                    streams,
+                    segments,
+                    turn,
+                    extras,
+                    place=place,
+                    totals=totals,
+                    part=part,
+                )
+                value, name = term(readings, self.world.reduce), self.names[id(term)]
+                self.ledger.add(name, value, part=part and totals is not None)
+                weighted[name] = term.weight * value
         if not (training and self.decision_terms):
             return None
-        total = torch.zeros((), device=segments.failure.device)
-        for term in active:
-            place = (held or {}).get(id(term))
-            readings = seen_by(
-                term,
-                streams,
-                segments,
-                turn,
-                extras,
-                place=place,
-                totals=totals,
-                part=part,
-            )
-            value, name = term(readings, self.world.reduce), self.names[id(term)]
-            self.ledger.add(name, value, part=part and totals is not None)
-            weighted = term.weight * value
-            total = total + weighted
-            if pulls is not None:
-                pulls[name] = weighted
-        return total
+        if pulls is not None:
+            pulls |= weighted
+        return sum(weighted.values(), torch.zeros((), device=input_ids.device))
 
     def auxiliary(
         self, model: nn.Module, *, step: int, backward: Callable[[Tensor], Any]
     ) -> None:
         """Run the anchors that are due at optimizer `step`; then set the weights."""
+        passages = [t for t in self.terms if isinstance(t, AbstractPassageTerm)]
+        check_held(passages, {id(anchor.term) for anchor in self.anchors})
         for anchor in due(self.anchors, step):
             name = self.names[id(anchor.term)]
             value = run_auxiliary(
@@ -243,6 +262,11 @@ class Regularizer:
         first = self.world.process == 0
         self.should_stop |= self.alarm.check(result, step=step, speak=first)
         return result
+
+    def forget(self, mode: str) -> None:
+        """Drop the readings since the last call of `metrics`."""
+        if self.monitor is not None:
+            self.monitor.metrics(alone, mode=mode)
 
     def _trained(self, besides: Sequence[str]) -> dict[str, float]:
         """Return readings, terms and their gradients since the last log line."""
@@ -337,32 +361,11 @@ class Regularizer:
                 mode="train" if training else "eval",
             )
 
-    def _turns(
-        self,
-        input_ids: Int[Tensor, "batch pos"],
-        mask: Tensor | None,
-        extras: Extras,
-        active: Sequence[AbstractDecisionTerm],
-    ) -> Int[Tensor, "batch pos"] | None:
-        """Return which Assistant turn each token is of, from 1; None if none asks."""
-        watched = self.monitor is not None and self.monitor.layers
-        if not watched and not any(isinstance(t, SpikePenalty) for t in active):
-            return None
-        spoken = self.markers.assistant_tokens(input_ids, extras.starts)
-        if mask is not None and mask.shape == spoken.shape:
-            spoken &= mask.bool()  # padding after a turn that was cut
-        return self.markers.turn_of(input_ids, spoken)
-
 
 def reference_of(terms: Terms | Sequence[AbstractTerm]) -> Reference | None:
     """Return the reference that a preset's terms came with, None if there is none."""
     found = terms.reference if isinstance(terms, Terms) else None
     return found if isinstance(found, Reference) else None
-
-
-def roles_of(terms: Terms | Sequence[AbstractTerm]) -> Roles:
-    """Return the roles that a preset's terms keep to, or the packaged ones."""
-    return terms.roles if isinstance(terms, Terms) else Corpus.packaged().roles()
 
 
 def _distinct_names(terms: Sequence[AbstractTerm]) -> dict[int, str]:

@@ -8,11 +8,13 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from emoreg.losses.presets import Terms
+from emoreg.losses.targets import Targets
 from emoreg.losses.term import AbstractTerm
 from emoreg.losses.twins import TwinPenalty
 from emoreg.residual.tokens import tokenizer_of
 from emoreg.training.auxiliary import share_head
-from emoreg.training.checks import check_needs, check_trainer
+from emoreg.training.checks import check_trainer
 from emoreg.training.layouts import ONE_A_ROW, Layout, shows_images
 from emoreg.training.outcomes.columns import (
     OUTCOMES,
@@ -44,7 +46,6 @@ from emoreg.training.watching.costs import StepEnd
 from emoreg.training.watching.dashboard import Dashboard, check_texts
 from emoreg.training.watching.monitor import Monitor
 from emoreg.training.world import StepTotals, World
-from emoreg.vectors.corpus import Roles
 
 _TASK = "task"
 """Logged as `emotion_loss/task`: the trainer's own loss."""
@@ -66,28 +67,21 @@ class Seam:
         trainer: Any,
         *,
         monitor: Monitor | None,
-        terms: Sequence[AbstractTerm],
+        terms: Terms | Sequence[AbstractTerm],
         outcome: Source | None,
         reference: Reference | None,
-        roles: Roles,
-        quiet: bool = False,
+        targets: Targets | None,
     ) -> None:
         """Check what must hold, cache the reference's readings, wrap the collator."""
         self.trainer, self.outcome = trainer, outcome
         self.released = False
         self.rewards: Tensor | None = None
-        self._held: dict[int, slice] = {}
+        self._held: dict[int, slice] | None = None
         self._totals: StepTotals | None = None
         self._part = False
-        check_needs(
-            trainer.model,
-            vectors=None if monitor is None else monitor.vectors,
-            terms=terms,
-            reference=reference,
-            roles=roles,
-        )
-        check_trainer(trainer, terms=terms, outcome=outcome)
+        check_trainer(trainer, terms=tuple(terms), outcome=outcome)
         check_texts(monitor, outcome=outcome is not None)
+        dataset, quiet = trainer.train_dataset, bool(trainer.args.disable_tqdm)
         self.regularizer = Regularizer(
             trainer.model,
             tokenizer=tokenizer_of(trainer.processing_class),
@@ -95,10 +89,11 @@ class Seam:
             terms=terms,
             reference=reference,
             world=World.of(trainer.accelerator),
+            targets=targets,
+            dataset=dataset,
+            layout=Layout.find(dataset, trainer.data_collator),
             quiet=quiet,
         )
-        dataset = trainer.train_dataset
-        self.regularizer.hold(dataset, Layout.find(dataset, trainer.data_collator))
         if outcome is not None:
             self._carry(outcome, quiet)
         trainer.add_callback(StepEnd(self.regularizer.costs))
@@ -284,9 +279,10 @@ class Seam:
             )
         dataset, markers = trainer.train_dataset, self.regularizer.markers
         check_dataset(dataset, column, layout, markers)
+        self._check_held_out(column, layout)
         terms = self.regularizer.decision_terms
         active = [term for term in terms if term.weight > 0 and term.compares]
-        start = 0
+        self._held, start = {}, 0
         for term in active:
             size = len(term.probe.layers) * term.probe.width
             self._held[id(term)] = slice(start, start + size)
@@ -301,6 +297,18 @@ class Seam:
                 rows = with_twins(rows, dataset, column, layout, twins)
             trainer.train_dataset = dataset.add_column(REFERENCE, rows)
         self._collate(column, layout)
+
+    def _check_held_out(self, column: str, layout: Layout) -> None:
+        """Refuse evaluation data with misplaced outcomes; they need not have any."""
+        found = getattr(self.trainer, "eval_dataset", None)
+        for dataset in found.values() if isinstance(found, dict) else [found]:
+            named = column in (getattr(dataset, "column_names", None) or ())
+            if not (named and hasattr(dataset, "__len__")):
+                continue
+            try:
+                check_dataset(dataset, column, layout, self.regularizer.markers)
+            except ValueError as error:
+                raise ValueError(f"in the evaluation data, {error}") from error
 
     def _collate(self, column: str, layout: Layout, *, check: bool = False) -> None:
         """Take outcomes from the data set's column into the batch."""

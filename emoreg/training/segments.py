@@ -67,11 +67,24 @@ def _first(
     return first | (document != document.roll(1, dims=1))
 
 
+def turns_of(
+    markers: TurnMarkers,
+    input_ids: Int[Tensor, "batch pos"],
+    mask: Tensor | None,
+    starts: Bool[Tensor, "batch pos"] | None,
+) -> Int[Tensor, "batch pos"]:
+    """Return which Assistant turn each token is of, from 1; 0 for none."""
+    spoken = markers.assistant_tokens(input_ids, starts)
+    if mask is not None and mask.shape == spoken.shape:
+        spoken &= mask.bool()  # padding after a turn that was cut
+    return markers.turn_of(input_ids, spoken)
+
+
 def seen_by(
     term: AbstractDecisionTerm,
     streams: dict[int, Float[Tensor, "batch pos d_model"]],
     segments: Segments,
-    turn: Int[Tensor, "batch pos"] | None,
+    turn: Int[Tensor, "batch pos"],
     extras: Extras,
     *,
     place: slice | None = None,
@@ -85,7 +98,7 @@ def seen_by(
             token.
         streams: By layer.
         segments: The batch's.
-        turn: Which Assistant turn each token is of; only a spike penalty needs it.
+        turn: Which Assistant turn each token is of, from `turns_of`.
         extras: With cached readings of the reference, or none.
         place: Where the term's figures are among these.
         totals: Counts of the whole step, under accumulation.
@@ -93,7 +106,6 @@ def seen_by(
     """
     probe = term.probe
     if isinstance(term, SpikePenalty):
-        assert turn is not None
         every = [probe.read(streams[i], layer=i) for i in probe.layers]
         count = segments.positions.shape[1]
         values = hottest(torch.stack(every, dim=2), turn, count)

@@ -155,7 +155,7 @@ class TermWeights:
         # A term that is new, or was off, starts as in a new run; one off now stays so.
         state, device = states[_STATE], self._world.device
         for name in self._set & state["given"].keys():
-            self._terms[name].weight = state["given"][name]
+            self._terms[name].weigh(state["given"][name])
             self._norms.pop(name, None)
             if name in state["norms"]:
                 self._norms[name] = list(state["norms"][name])
@@ -220,7 +220,7 @@ class TermWeights:
             ratio = RATIOS[type(term)] / sum(x.weight > 0 for x in alike)
             found = first_weight(ratio, [t for _, t in pairs], [o for o, _ in pairs])
             # A term near its rest would get any weight, and keep it when it leaves.
-            term.weight = min(found, RANGE * term.weight)
+            term.weigh(min(found, RANGE * term.weight))
         del self._norms[name]
         if not isinstance(term, MeaningAnchor):
             self._weights[name] = TargetWeight(start=term.weight)
@@ -252,7 +252,7 @@ class TermWeights:
         self._errors |= errors
         self._weights |= updated(now, errors, guards=self._kl)
         for name in now:
-            self._terms[name].weight = self._weights[name].weight
+            self._terms[name].weigh(self._weights[name].weight)
         self._tell()
 
     def _figure(self, term: AbstractTerm) -> Tensor:

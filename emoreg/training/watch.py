@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 import torch.nn as nn
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -16,17 +16,12 @@ from emoreg.losses.targets import Targets
 from emoreg.losses.term import AbstractTerm
 from emoreg.residual.capture import Captured, capture
 from emoreg.residual.layers import unwrapped
-from emoreg.training.checks import check_loop, check_needs
+from emoreg.training.checks import check_loop
 from emoreg.training.layouts import as_failures
 from emoreg.training.outcomes.columns import Extras, check_turns, padded
 from emoreg.training.outcomes.rollouts import tokens_of
 from emoreg.training.reference import Reference
-from emoreg.training.regularizer import (
-    Regularizer,
-    reference_of,
-    roles_of,
-)
-from emoreg.training.target_checks import check_targets, targets_of
+from emoreg.training.regularizer import Regularizer
 from emoreg.training.watching.monitor import Monitor
 from emoreg.training.world import World
 
@@ -38,11 +33,11 @@ class Watch:
     """Hooks on a model for as long as the `with` block lasts; see `watch`."""
 
     def __init__(
-        self, model: nn.Module, regularizer: Regularizer, accelerator: Any
+        self, model: nn.Module, regularizer: Regularizer, accelerator: Any, scaler: Any
     ) -> None:
         """Hold what `watch` made; the hooks are placed on entering."""
         self._model, self._regularizer = model, regularizer
-        self._accelerator = accelerator
+        self._accelerator, self._scaler = accelerator, scaler
         self._stack = ExitStack()
         self._graded: Captured | None = None
         self._latest: Captured | None = None
@@ -85,7 +80,9 @@ class Watch:
         has its terms.
 
         Args:
-            batch: What the model was given: `input_ids`, and `attention_mask` if any.
+            batch: What the model was given: `input_ids`, and, if any,
+                `attention_mask` and `position_ids`, which are 0 where documents begin
+                in rows that hold several.
             failed: Failure per row and Assistant turn: what the feedback *before* the
                 turn reported. A list of numbers in [0, 1] and None for each row, or
                 one tensor, NaN where unknown or absent. None if nothing is known.
@@ -129,7 +126,11 @@ class Watch:
                 f"`failed` must say which turns failed, since {active[0].name} acts on "
                 "them; got None. Give a list per row, None in it where unknown"
             )
-        extras = Extras(outcomes=self._outcomes(ids, failed), reference=None)
+        extras = Extras(
+            outcomes=self._outcomes(ids, failed),
+            reference=None,
+            starts=_starts(batch, ids),
+        )
         streams = self._regularizer.streams(captured, ids, training=training)
         self._graded.clear()
         self._latest.clear()
@@ -152,7 +153,8 @@ class Watch:
         """Return a place for the terms, on the first batch of a step to measure."""
         if self._part:
             return None
-        scaler = None if self._accelerator is None else self._accelerator.scaler
+        accelerator = self._accelerator
+        scaler = self._scaler if accelerator is None else accelerator.scaler
         return self._regularizer.gradients.opened(
             self._model, step=self.step, scaler=scaler
         )
@@ -160,16 +162,19 @@ class Watch:
     def after_backward(self) -> None:
         """Run the anchors' own forward-backward pairs; call it before each `step()`.
 
+        It adds to gradients as the backward pass left them, so it comes before they
+        are clipped, and before `scaler.unscale_`.
+
         Under gradient accumulation it does nothing until the last backward pass of a
         step, if the accelerator counts them.
         """
-        accelerator = self._accelerator
+        accelerator, scaler = self._accelerator, self._scaler
         if accelerator is not None and not accelerator.sync_gradients:
             return
 
         def backward(loss: Tensor) -> None:
             if accelerator is None:
-                loss.backward()
+                (loss if scaler is None else scaler.scale(loss)).backward()
             else:  # it divides by the parts of a step, and this is a whole one
                 accelerator.backward(loss * accelerator.gradient_accumulation_steps)
 
@@ -251,6 +256,7 @@ def watch(
     reference: Reference | None = None,
     targets: Targets | None = None,
     accelerator: Any = None,
+    scaler: torch.amp.GradScaler | None = None,
     quiet: bool = False,
 ) -> Watch:
     """Put readings and terms into a hand-written training loop.
@@ -268,7 +274,10 @@ def watch(
         reference: Units and passages. None takes the terms' own.
         targets: From which the weights are set; the first ones only if `w.terms` gets
             `task=`. None takes the terms' own, or leaves the weights as given.
-        accelerator: An `accelerate.Accelerator`, if the loop has one.
+        accelerator: An `accelerate.Accelerator`, if the loop has one. It must, where
+            several processes train.
+        scaler: The loss scaler of float16 training, where the loop has its own: the
+            anchors' losses are scaled as the task's is.
         quiet: No progress bars while passages are read.
 
     Returns:
@@ -278,41 +287,38 @@ def watch(
     Raises:
         ValueError: If vectors, terms, model and launch don't fit, or units are missing.
     """
-    reference = reference_of(terms) if reference is None else reference
-    targets = targets_of(terms, targets)
-    check_targets(targets, tuple(terms), reference)
-    _check_monitor(monitor, reference)
-    check_loop(accelerator, tuple(terms))
-    check_needs(
-        unwrapped(model),
-        vectors=None if monitor is None else monitor.vectors,
-        terms=tuple(terms),
-        reference=reference,
-        roles=roles_of(terms),
-    )
+    if scaler is not None and not scaler.is_enabled():
+        scaler = None
+    check_loop(accelerator, tuple(terms), scaler)
+    _check_monitor(monitor)
     regularizer = Regularizer(
         unwrapped(model),
         tokenizer=tokenizer,
         monitor=monitor,
-        terms=tuple(terms),
+        terms=terms,
         reference=reference,
         world=World.around(model) if accelerator is None else World.of(accelerator),
+        targets=targets,
         quiet=quiet,
     )
-    regularizer.hold()
-    regularizer.term_weights.aim(targets)
-    return Watch(model, regularizer, accelerator)
+    return Watch(model, regularizer, accelerator, scaler)
 
 
-def _check_monitor(monitor: Monitor | None, reference: Reference | None) -> None:
-    if monitor is None:
-        return
-    if reference is None:
-        raise ValueError(
-            "`reference` must be given with a monitor, whose units it holds; got None. "
-            "Pass what `emoreg.calibrate` returned"
-        )
-    if monitor.excerpts is not None:
+def _starts(
+    batch: Mapping[str, Tensor], ids: Int[Tensor, "batch pos"]
+) -> Bool[Tensor, "batch pos"] | None:
+    """Return where documents begin, where the batch says it; one row may hold for all.
+
+    Positions of several axes, as models that see have them, say it in no row.
+    """
+    position = batch.get("position_ids")
+    if position is None or position.ndim != ids.ndim:
+        return None
+    return (position == 0).expand_as(ids)
+
+
+def _check_monitor(monitor: Monitor | None) -> None:
+    if monitor is not None and monitor.excerpts is not None:
         raise ValueError(
             "`log_texts` must be 0 in a loop of your own, whose tracker you write to "
             f"yourself; got {monitor.excerpts.count}. Log texts where you have them"
