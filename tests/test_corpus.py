@@ -344,7 +344,7 @@ def test_missing_parts_are_named(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`path` must be a folder"):
         Corpus(tmp_path / "nowhere")
     (copy / "neutral.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"neutral\.jsonl: the corpus must have"):
+    with pytest.raises(ValueError, match=r"neutral\.jsonl: there must be this"):
         Corpus(copy).neutral()
     shutil.rmtree(copy / "stories")
     with pytest.raises(ValueError, match=r"stories/: the corpus must have files"):

@@ -11,7 +11,8 @@ from comparison_tables import EMOTIONS, FAMILIES, synthetic
 
 from emoreg.comparison.compare import compare
 from emoreg.comparison.comparison import Comparison
-from emoreg.comparison.palette import DARK, DRAWN, LIGHT, TEXT
+from emoreg.comparison.curves import arm_label
+from emoreg.comparison.palette import DARK, DRAWN, LIGHT, TEXT, arm_styles
 from emoreg.comparison.plane import plane_of
 from emoreg.vectors.emotion_vectors import EmotionVectors
 
@@ -35,13 +36,13 @@ def test_slopes_are_the_comparison_s(comparison: Comparison) -> None:
     figure = comparison.plot_slopes("desperate")
     own = comparison.decision
     reader, column = own.readers.index("logistic"), own.targets.index("desperate")
-    drawn = {trace.line.dash: trace for trace in figure.data}
-    for arm, dash in (("before", "dot"), ("control", "dash"), ("after", "solid")):
-        slope = own.arms[arm].slope
+    drawn = {trace.name: trace for trace in figure.data}
+    for arm in ("before", "control", "after"):
+        slope, line = own.arms[arm].slope, drawn[arm_label(arm)]
         middle = slope.estimate[reader, :, column]
-        np.testing.assert_allclose(drawn[dash].y, middle, rtol=1e-3)
+        np.testing.assert_allclose(line.y, middle, rtol=1e-3)
         above = (slope.high - slope.estimate)[reader, :, column]
-        np.testing.assert_allclose(drawn[dash].error_y.array, above, rtol=1e-3)
+        np.testing.assert_allclose(line.error_y.array, above, rtol=1e-3)
     other = comparison.plot_slopes("desperate", "lda")
     assert list(other.data[0].y) != list(figure.data[0].y)
 
@@ -64,6 +65,20 @@ def test_every_section_has_its_method(comparison: Comparison) -> None:
         "desperate, after minus control",
     ]
     assert all(figure.data for figure in figures)
+
+
+def test_a_figure_alone_says_what_is_drawn(comparison: Comparison) -> None:
+    arms = [arm_label(arm) for arm in ("before", "control", "after")]
+    for figure, named in (
+        (comparison.plot_slopes("desperate"), arms),
+        (comparison.plot_rounds("desperate"), arms),
+        (comparison.plot_distributions("desperate"), ["passing", "failing"]),
+        (comparison.plot_training("loss"), [arm_label("after")]),
+    ):
+        assert figure.layout.showlegend
+        assert [trace.name for trace in figure.data if trace.showlegend] == named
+    title = comparison.plot_slopes("desperate").layout.yaxis.title.text
+    assert title == "failing minus passing, σ<sub>ref</sub>"
 
 
 def test_the_plane_is_drawn_where_there_is_one(comparison: Comparison) -> None:
@@ -119,6 +134,13 @@ def test_colours_stand_out_from_their_ground(palette: dict[str, str]) -> None:
             assert contrast(palette[name], palette[ground]) >= 4.5, (name, ground)
         for name in DRAWN:
             assert contrast(palette[name], palette[ground]) >= 3, (name, ground)
+
+
+def test_arms_are_told_apart_without_colour() -> None:
+    styles = arm_styles(("before", "after", "control", *"abcdef")).values()
+    assert {style.colour for style in styles} <= set(DRAWN)
+    for how in ("symbol", "marker", "path", "dash"):
+        assert len({getattr(style, how) for style in styles}) == 9
 
 
 def test_the_contrast_check_can_fail() -> None:

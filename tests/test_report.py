@@ -8,14 +8,30 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from comparison_tables import FAMILIES, synthetic
+from test_pressure_report import TABLES as REACTIONS
 
 from emoreg.comparison.compare import compare
-from emoreg.comparison.report import render
+from emoreg.comparison.curves import short, training_panels
+from emoreg.comparison.page import share
+from emoreg.comparison.palette import arm_styles
+from emoreg.comparison.plots import _arm_key
+from emoreg.comparison.pressure import pressure_rows
+from emoreg.comparison.report import render, slope_rows
+from emoreg.statistics.bootstrap import Interval
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
 READ = ("desperate", "calm", "upset", "worried", "serene", "pleased", HOSTILE)
+ARMS = ("control", HOSTILE, "placebo")
+LOSSES = ("loss", "emotion_loss/band", "emotion_loss/contrast", "emotion_loss/task")
+LOGGED = [
+    f"emotion/{emotion}/L{layer}/{reader}/{kind}"
+    for emotion in ("angry", "calm", "desperate")
+    for layer in (9, 21)
+    for reader in ("lda", "logistic")
+    for kind in ("assistant", "fail", "pass", "slope")
+]
 LOG = [
-    {"step": step, "loss": 2.0 / step, "emotion_loss/contrast": 1.0 / step}
+    {"step": step, **dict.fromkeys([*LOGGED, *LOSSES], 2.0 / step)}
     for step in range(1, 6)
 ]
 
@@ -28,15 +44,16 @@ def measured(**changes):
 @pytest.fixture(scope="module")
 def comparison():
     guards = {"kl": {"value": 0.01, "low": 0.0, "high": 0.02, "n": 5}}
-    return compare(
+    found = compare(
         measured(guards=guards),
         measured(scale=0.4, seed=1, guards=guards),
-        arms={"control": measured(seed=2), HOSTILE: measured(seed=3)},
+        arms={n: measured(seed=k) for k, n in enumerate(ARMS, start=2)},
         roles=FAMILIES,
         n_resamples=300,
         training={"after": LOG, "control": LOG},
         run={"Stages": {"train": "60 s"}, "Commands": [HOSTILE], "Machine": HOSTILE},
     )
+    return found.with_pressure(REACTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +190,88 @@ def test_every_figure_has_words_for_those_who_cannot_see_it(parsed):
 
 def test_the_page_is_one_plotly_bundle_and_little_else(page):
     assert len(without_plotly(page)) < 1_000_000
+
+
+def test_an_arm_is_drawn_alike_in_keys_tables_and_charts(page, comparison):
+    chart = json.loads(chart_block(page))["slopes-0"]
+    drawn = [trace["line"]["color"].removeprefix("@") for trace in chart["data"]]
+    assert len(set(drawn)) == len(comparison.arms)
+    for start in ('<ul class="key" aria-label="Arms">', '<svg class="forest"'):
+        part = page[page.index(start) :].split("</ul>" if "key" in start else "</svg>")
+        items = part[0]
+        assert re.findall(r'class="arm-(\w+)"', items) == drawn
+        assert len(set(re.findall(r' d="([^"]+)"', items))) == len(drawn)
+    assert all(f".arm-{colour} {{ color: var(--{colour})" in page for colour in drawn)
+
+
+def test_a_picture_s_key_has_as_many_rows_as_it_needs():
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    _arm_key(figure, arm_styles(["before", "after", *("n" * 26 + x for x in "abcdef")]))
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_ratios_are_written_as_in_the_verdict(page, comparison):
+    near = Interval(estimate=0.499, low=-0.001, high=0.6, n=9)
+    assert share(near) == ("49.9 %", "−0.1 to 60.0 %")
+    shown = [row.ratio for row in slope_rows(comparison, comparison.summary)]
+    told = [share(ratio) for ratio in shown if ratio is not None]
+    assert told
+    for value, ends in told:
+        assert f'"num">{value}</span> <span class="range">{ends}</span>' in page
+
+
+def test_curves_that_are_looked_for_come_first(page, comparison):
+    keys = [panel.key for panel in training_panels(comparison)]
+    assert sorted(keys) == sorted([*LOGGED, *LOSSES])
+    assert keys[:3] == list(LOSSES[:3])
+    assert keys[3:9] == [
+        f"emotion/{emotion}/L21/logistic/{kind}"
+        for emotion in ("desperate", "calm")
+        for kind in ("slope", "fail", "pass")
+    ]
+    assert f"9 of {len(keys)} curves" in page
+    assert comparison.plot_training(keys[-1]).data  # though not on the page
+
+
+def test_long_names_are_cut_where_they_are_alike():
+    ends = ("fail", "pass", "slope")
+    cut = {short(f"emotion/desperate/L14/mean-difference/{e}", 32) for e in ends}
+    assert {len(name) for name in cut} == {32}
+    assert {name.rpartition("/")[2] for name in cut} == set(ends)
+    assert short("calm", 32) == "calm"
+
+
+def test_what_counts_as_an_outcome_is_told_in_text(page):
+    rows = pressure_rows(REACTIONS)
+    assert len(rows) > len({row.label for row in rows})
+    for row in rows:
+        assert page.count(f"<dt>{row.label}</dt><dd>{row.says}</dd>") == 1
+
+
+def test_readings_without_a_headline_target_make_a_page(tmp_path):
+    few = measured(n_prompts=8, emotions=("proud", "sad"))
+    found = compare(few, few, roles=FAMILIES, n_resamples=100)
+    page = found.save(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"index.html", "report.json", "changes.png", "changes.svg"}
+    text = page.read_text(encoding="utf-8")
+    assert "no distributions and no slopes by layer" in text
+    assert 'id="h-slopes"' not in text
+    with pytest.raises(ValueError, match="slopes are of, found nothing"):
+        found.plot_slopes("proud")
+
+
+def test_the_numbers_outlive_a_fault_in_drawing(comparison, tmp_path, monkeypatch):
+    def broken(_):
+        raise RuntimeError("no such font")
+
+    monkeypatch.setattr("emoreg.comparison.plots.draw", broken)
+    with pytest.raises(RuntimeError, match="no such font"):
+        comparison.save(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["primary"]
 
 
 def test_a_withheld_verdict_still_makes_a_page():

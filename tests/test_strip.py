@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from emoreg.cli import main
 from emoreg.comparison.compare import compare
+from emoreg.comparison.phrases import percent
 from emoreg.comparison.readings import Readings
 from emoreg.comparison.strip import Strip, strip
 from emoreg.comparison.strip_page import render_strip
@@ -62,10 +63,23 @@ def test_a_crossing_must_last_and_be_shown() -> None:
     assert film(1.0, 0.8, 0.2, threshold=0.95).crossed("desperate") == 100
 
 
+def test_a_slope_that_turned_over_has_not_crossed() -> None:
+    assert film(1.0, 0.2, -0.2).crossed("desperate") == 100
+    over = film(1.0, 0.2, -1.5)
+    assert over.crossed("desperate") is None
+    assert "desperate: not shown to stay at 50 % of its slope" in render_strip(over)
+
+
 @pytest.mark.parametrize("steps", [(), (0,), (5, 10)])
 def test_step_zero_and_a_later_one_are_needed(steps: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="step 0"):
         strip({step: at(1.0, step) for step in steps})
+
+
+def test_tables_without_a_headline_target_are_refused() -> None:
+    tables = {k: synthetic(emotions=("proud",), n_prompts=8, seed=k) for k in (0, 1)}
+    with pytest.raises(ValueError, match=r"readings of some of .*; found proud\."):
+        strip(tables, n_resamples=100)
 
 
 def test_tables_of_other_vectors_are_refused() -> None:
@@ -85,9 +99,16 @@ def test_the_page_and_the_document_have_every_frame(tmp_path: Path) -> None:
         re.search(r'id="charts">(.*?)</script>', page, re.S).group(1)  # type: ignore
     )
     assert len(charts) == 2 * len(found.frames)
+    by_step = charts["steps-0"]
+    assert by_step["data"][0]["x"] == [0, 100, 200]
+    assert "tickvals" not in by_step["layout"]["xaxis"]
+    shapes = [t["y"] for t in charts["strip-0"]["data"] if "fill" in t]
+    tall = [max(own) + place for place, own in enumerate(shapes)]
+    assert tall == pytest.approx([0.9] * 3, abs=1e-3)
     for target, frames in found.frames.items():
         for frame in frames:
             assert f'<th scope="row">{frame.step}</th>' in page
+            assert frame.left is None or percent(frame.left) in page
         assert f'<h2 id="h-{[*found.frames].index(target)}">{target}</h2>' in page
     assert "from step 200 on" in page
     assert "http://" not in page.split("<script")[0]
@@ -209,7 +230,8 @@ def test_tables_of_another_base_are_not_taken(
     assert main(arguments) == 0
     model = cases.lively(tiny_model("llama"))
     with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(1.01)
+        weight: Any = model.get_input_embeddings().weight
+        weight.mul_(1.01)
     model.save_pretrained(folder / "model")  # other weights under the same name
     capsys.readouterr()
     assert main(arguments) == 2

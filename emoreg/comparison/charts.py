@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from emoreg.comparison import palette
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.curves import (
     Heat,
@@ -22,25 +23,19 @@ from emoreg.comparison.curves import (
 from emoreg.comparison.figures import FigureSet
 from emoreg.statistics.bootstrap import Interval
 
-ARM_STYLE = {
-    "before": ("@before", "circle", "dot"),
-    "control": ("@control", "square", "dash"),
-    "after": ("@after", "diamond", "solid"),
-}
-_OTHER_STYLES = (
-    ("@extra1", "triangle-up", "dashdot"),
-    ("@extra2", "x", "longdash"),
-    ("@extra3", "cross", "longdashdot"),
-)
 Chart = dict[str, Any]
+Style = tuple[str, str, str]
+"""Colour token, marker and dash."""
 RIDGE = 0.72
 """Height of the tallest ridge; the rest of a row holds the points."""
 
 
-def arm_styles(arms: tuple[str, ...]) -> dict[str, tuple[str, str, str]]:
-    """Return colour token, marker and dash of every arm."""
-    others = iter(_OTHER_STYLES * len(arms))
-    return {arm: ARM_STYLE.get(arm) or next(others) for arm in arms}
+def arm_styles(arms: Sequence[str]) -> dict[str, Style]:
+    """Return how charts draw each arm; further ones differ by their place."""
+    return {
+        arm: (f"@{s.colour}", s.symbol, ",".join(f"{n}px" for n in s.dash) or "solid")
+        for arm, s in palette.arm_styles(arms).items()
+    }
 
 
 def distribution_chart(
@@ -88,30 +83,20 @@ def slope_chart(
     at, column = figures.readers.index(reader), figures.targets.index(target)
     data = []
     for number, (arm, style) in enumerate(arm_styles(order).items()):
-        colour, symbol, dash = style
         slope = figures.arms[arm].slope
-        middle, low, high = (
-            end[at, :, column] for end in (slope.estimate, slope.low, slope.high)
+        bounds = (
+            slope.estimate[at, :, column],
+            slope.low[at, :, column],
+            slope.high[at, :, column],
         )
         shift = 0.16 * (number - (len(order) - 1) / 2)
         label = plain_text(arm_label(arm))
         hover = [
             f"{label}, layer {place}<br>{m:+.2f} ({lo:+.2f} to {hi:+.2f})"
-            for place, m, lo, hi in zip(figures.places, middle, low, high, strict=True)
+            for place, m, lo, hi in zip(figures.places, *bounds, strict=True)
         ]
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "x": [place + shift for place in range(len(figures.places))],
-                "y": listed(middle),
-                "error_y": error_bar(middle, low, high, colour),
-                "line": {"color": colour, "width": 1.6, "dash": dash},
-                "marker": {"color": colour, "size": 6, "symbol": symbol},
-                "text": hover,
-                "hovertemplate": "%{text}<extra></extra>",
-            }
-        )
+        places = [place + shift for place in range(len(figures.places))]
+        data.append(interval_line(places, bounds, style, name=label, says=hover))
     layout = base_layout(height=236, left=40)
     layout["xaxis"] |= {
         "tickvals": list(range(len(figures.places))),
@@ -174,16 +159,16 @@ def heat_chart(heat: Heat, *, largest: float) -> Chart:
     return {"data": [trace], "layout": layout}
 
 
-def training_chart(panel: TrainingPanel, arms: tuple[str, ...]) -> Chart:
-    """Return one logged quantity over the training steps."""
-    styles = arm_styles((*arms, *(arm for arm in panel.lines if arm not in arms)))
+def training_chart(panel: TrainingPanel, arms: Sequence[str]) -> Chart:
+    """Return one logged quantity over the training steps; `arms` are all there are."""
+    styles = arm_styles(arms)
     data = [
         {
             "type": "scatter",
             "mode": "lines",
             "x": steps,
             "y": values,
-            "name": plain_text(arm),
+            "name": plain_text(arm_label(arm)),
             "line": {"color": styles[arm][0], "width": 1.8, "dash": styles[arm][2]},
             "hovertemplate": plain_text(arm) + ", step %{x}: %{y:.4g}<extra></extra>",
         }
@@ -208,6 +193,7 @@ def ridge(grid: Any, height: Any, floor: int, *, version: str) -> list[Chart]:
         base
         | {
             "y": listed(height),
+            "name": version,
             "fill": "tonexty",
             "fillcolor": f"{colour}/{0.22 if version == 'failing' else 0.10}",
             "line": {
@@ -287,6 +273,38 @@ def base_layout(*, height: int, left: int) -> Chart:
         "hoverlabel": {"bgcolor": "@panel", "font": {"color": "@ink", "size": 12}},
         "xaxis": dict(axis),
         "yaxis": dict(axis),
+    }
+
+
+def interval_line(
+    places: Sequence[float],
+    bounds: tuple[Any, Any, Any],
+    style: Style,
+    *,
+    name: str,
+    says: Sequence[str],
+) -> Chart:
+    """Return a line with a marker and an interval at each place.
+
+    Args:
+        places: On the horizontal axis.
+        bounds: Estimates, lower ends and upper ones.
+        style: Of the line and its markers.
+        name: What a legend calls it, in plotly's markup.
+        says: What is shown when a marker is pointed at, likewise.
+    """
+    colour, symbol, dash = style
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": list(places),
+        "y": listed(bounds[0]),
+        "error_y": error_bar(*bounds, colour),
+        "line": {"color": colour, "width": 1.6, "dash": dash},
+        "marker": {"color": colour, "size": 6, "symbol": symbol},
+        "text": list(says),
+        "hovertemplate": "%{text}<extra></extra>",
     }
 
 

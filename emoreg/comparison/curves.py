@@ -1,5 +1,6 @@
 """What a comparison's figures draw, as plain numbers for any drawing library."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -17,8 +18,14 @@ ARM_LABELS = {
     "anchors": "anchors alone, no contrast",
 }
 VERSIONS = ("failing", "passing")
+TRAINING_PANELS = 9
+"""Curves that the page shows, of all that were logged."""
 _HEAT_ROWS = 60
-_TRAINING_PANELS = 9
+_TASK_CURVES = ("loss", "eval_loss", "reward", "kl", "entropy")
+_READING = re.compile(r"emotion/(.+)/L(\d+)/([^/]+)/(slope|fail|pass|assistant)", re.S)
+_KINDS = ("slope", "fail", "pass", "assistant")
+_LOSSES = 3
+"""Losses that come before all readings."""
 
 
 @final
@@ -64,8 +71,14 @@ def arm_label(arm: str) -> str:
 
 
 def short(name: str, longest: int = 16) -> str:
-    """Return the name cut to what fits beside an axis."""
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+    """Return the name cut in its middle to what fits beside an axis.
+
+    What tells names apart mostly stands at their ends.
+    """
+    if len(name) <= longest:
+        return name
+    tail = (longest - 1) // 2
+    return f"{name[: longest - 1 - tail]}…{name[-tail:]}"
 
 
 def samples(
@@ -75,6 +88,8 @@ def samples(
 
     All targets share one grid, so that their panels may share an axis.
     """
+    if not comparison.headline_targets:
+        return {}
     values = {
         target: {
             (arm, version): _levels(comparison, target, arm, version)
@@ -141,19 +156,25 @@ def heats(comparison: Comparison) -> list[Heat]:
 
 
 def training_panels(comparison: Comparison) -> list[TrainingPanel]:
-    """Return logged quantities: losses first, then a few readings."""
+    """Return all logged curves, those that a reader looks for first.
+
+    These are a few losses, then what the audit reader says of the headline emotions.
+    """
     logs = comparison.training or {}
     keys: dict[str, None] = {}
     for log in logs.values():
         for entry in log:
             keys.update(dict.fromkeys(k for k in entry if _is_curve(k)))
     panels = []
-    for key in sorted(keys, key=_curve_rank):
+    for key in keys:
         lines = {arm: _line(log, key) for arm, log in logs.items()}
         lines = {arm: line for arm, line in lines.items() if len(line[0]) > 1}
         if lines:
             panels.append(TrainingPanel(key=key, lines=lines))
-    return panels[:_TRAINING_PANELS]
+    losses = sorted((p for p in panels if _is_loss(p.key)), key=_loss_rank)
+    readings = [panel for panel in panels if not _is_loss(panel.key)]
+    readings.sort(key=lambda panel: _reading_rank(comparison, panel.key))
+    return losses[:_LOSSES] + readings + losses[_LOSSES:]
 
 
 def _levels(
@@ -192,18 +213,39 @@ def _heat_rows(
 
 
 def _is_curve(key: str) -> bool:
-    named = key in ("loss", "eval_loss", "kl", "reward", "entropy")
-    means = ("/fail", "/pass", "/slope", "/assistant")
     # Random twins stand beside a run's own readings; here each line is an arm.
     twin = f"/{RANDOM}/" in key
-    reading = key.startswith("emotion/") and key.endswith(means) and not twin
-    return named or reading or key.startswith("emotion_loss/")
+    return _is_loss(key) or (_READING.fullmatch(key) is not None and not twin)
 
 
-def _curve_rank(key: str) -> tuple[int, str]:
-    if not key.startswith(("emotion/", "emotion_loss/")):
-        return 0, key
-    return (1 if key.startswith("emotion_loss/") else 2), key
+def _is_loss(key: str) -> bool:
+    return key in _TASK_CURVES or key.startswith("emotion_loss/")
+
+
+def _loss_rank(panel: TrainingPanel) -> tuple[int, str]:
+    named = panel.key in _TASK_CURVES
+    place = _TASK_CURVES.index(panel.key) if named else len(_TASK_CURVES)
+    return place, panel.key
+
+
+def _reading_rank(comparison: Comparison, key: str) -> tuple[Any, ...]:
+    """Return where a reading comes: its slope, then failing, then passing turns."""
+    found = _READING.fullmatch(key)
+    assert found
+    emotion, layer, reader, kind = found.groups()
+    headline = comparison.headline_targets
+    named = emotion in headline
+    return (
+        not named,
+        kind == "assistant",
+        reader != comparison.audit_reader,
+        int(layer) not in comparison.layer_plan["audit"],
+        int(layer),
+        reader,
+        headline.index(emotion) if named else 0,
+        emotion,
+        _KINDS.index(kind),
+    )
 
 
 def _line(

@@ -153,10 +153,11 @@ def save(comparison: Comparison, folder: Path) -> Path:
     from emoreg.comparison.plots import draw
     from emoreg.comparison.report import render
 
+    # The numbers come first: a fault in drawing must not lose them.
     content = to_text(comparison.to_dict())
+    write_whole(folder / "report.json", content.encode())
     pictures = draw(comparison)
     page = render(comparison, pictures=tuple(pictures))
-    write_whole(folder / "report.json", content.encode())
     for name, picture in pictures.items():
         write_whole(folder / name, picture)
     # The page comes last: where it stands, everything it speaks of stands too.

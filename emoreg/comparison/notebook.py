@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from emoreg.comparison.behavior import behavior_section
-from emoreg.comparison.charts import Chart, plain_text
+from emoreg.comparison.charts import Chart, axis_title, plain_text, training_chart
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.conduct import conduct_section
+from emoreg.comparison.curves import training_panels
 from emoreg.comparison.page import plotly_figure
 from emoreg.comparison.plane_page import plane_section
 from emoreg.comparison.report import figures_of
@@ -15,6 +16,14 @@ from emoreg.comparison.shifts import changes_section
 
 Charts = Mapping[str, Chart]
 """By what is asked for: mostly a target."""
+_UP = {
+    "slopes": "failing minus passing, σ<sub>ref</sub>",
+    "rounds": "failing minus passing, σ<sub>ref</sub>",
+    "shifts": "shift, σ<sub>ref</sub>",
+    "training": "as logged",
+    "behavior": "margin, nat per token",
+}
+"""What the vertical axis is of, by section; a page says it in its text."""
 
 
 def plot(comparison: Comparison, section: str, name: str) -> Any:
@@ -35,7 +44,11 @@ def plot(comparison: Comparison, section: str, name: str) -> Any:
             f"{name!r}. Pass one of these"
         )
     title = name.removesuffix(f", {comparison.audit_reader}")
-    return plotly_figure(charts[name], plain_text(title))
+    chart = charts[name]
+    if section in _UP:
+        titled = {"title": axis_title(_UP[section]), "automargin": True}
+        chart["layout"]["yaxis"] |= titled
+    return plotly_figure(chart, plain_text(title))
 
 
 def _own(section: str) -> Callable[[Comparison], Charts]:
@@ -49,9 +62,17 @@ def _own(section: str) -> Callable[[Comparison], Charts]:
 def _slopes(comparison: Comparison) -> Charts:
     """Return them by target and reader; the audit reader's come first."""
     every, sections = figures_of(comparison)
-    own = {f"{p.title}, {comparison.audit_reader}": p for p in sections["slopes"]}
+    panels = sections.get("slopes", ())
+    own = {f"{p.title}, {comparison.audit_reader}": p for p in panels}
     panels = own | {p.title: p for p in sections.get("others", ())}
     return {title: every[panel.key] for title, panel in panels.items()}
+
+
+def _training(comparison: Comparison) -> Charts:
+    """Return all curves, of which the page shows a few."""
+    arms = (*comparison.arms, *(comparison.training or ()))
+    panels = training_panels(comparison)
+    return {panel.key: training_chart(panel, arms) for panel in panels}
 
 
 def _rounds(comparison: Comparison) -> Charts:
@@ -95,7 +116,7 @@ _SECTIONS: Mapping[str, Callable[[Comparison], Charts]] = {
     "shifts": _shifts,
     "changes": _own("changes"),
     "plane": _plane,
-    "training": _own("training"),
+    "training": _training,
     "behavior": _behavior,
     "conduct": _conduct,
 }

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from emoreg.comparison.palette import DARK, LIGHT
+from emoreg.comparison.palette import ARM_COLOURS, DARK, LIGHT, arm_styles
 from emoreg.comparison.phrases import percent, signed, span
+from emoreg.statistics.bootstrap import Interval
 
 # As in page.html.j2, whose script resolves them for the page's colour scheme.
 _TOKEN = re.compile(r"@([a-z0-9]+)(?:/([0-9.]+))?")
@@ -29,10 +30,16 @@ def page_environment() -> Any:
         "signed": signed,
         "span": span,
         "percent": percent,
+        "share": share,
         "figure": _figure_number,
         "unit": _unit,
     }
-    environment.globals |= {"light": LIGHT, "dark": DARK}
+    environment.globals |= {
+        "light": LIGHT,
+        "dark": DARK,
+        "arm_colours": ARM_COLOURS,
+        "arm_styles": arm_styles,
+    }
     return environment
 
 
@@ -41,6 +48,12 @@ def plotly_source() -> str:
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()
+
+
+def share(ratio: Interval) -> tuple[str, str]:
+    """Return a ratio in per cent and its interval, as `percent` writes them."""
+    value, _, ends = percent(ratio).partition(" (")
+    return value, ends.removesuffix(")")
 
 
 def plotly_figure(chart: Mapping[str, Any], title: str) -> Any:
@@ -55,8 +68,15 @@ def plotly_figure(chart: Mapping[str, Any], title: str) -> Any:
     figure = Figure(_coloured(chart))
     layout: Any = figure.layout
     ground = LIGHT["panel"]
+    # A page has a key of its own; here every line of a name is in the legend once.
+    told = {None}
+    for trace in figure.data:
+        name = trace["name"]
+        trace.update(showlegend=name not in told, legendgroup=name)
+        told.add(name)
     figure.update_layout(
         title={"text": title, "font": {"size": 14}, "x": 0.01},
+        showlegend=len(told) > 1,
         height=layout.height + 30,
         margin={"t": layout.margin.t + 30},
         paper_bgcolor=ground,

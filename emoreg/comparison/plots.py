@@ -1,6 +1,7 @@
 """Static figures of a comparison, for pages without scripts, slides and papers."""
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from emoreg.comparison.changes import Changes
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.curves import (
+    TRAINING_PANELS,
     VERSIONS,
     arm_label,
     arm_order,
@@ -18,19 +20,13 @@ from emoreg.comparison.curves import (
     training_panels,
 )
 from emoreg.comparison.moves import Move
+from emoreg.comparison.palette import LIGHT, ArmStyle, arm_styles
 from emoreg.comparison.plane import Plane
 from emoreg.comparison.plane_page import FIRST, axis_titles, plane_view
 from emoreg.comparison.shifts import shift_limits
 
-# Okabe-Ito; versions and arms also differ by dash and marker.
-_VERSION_STYLE = {"failing": ("#D55E00", "-"), "passing": ("#0072B2", "--")}
-_ARM_STYLE = {
-    "before": ("#6F7681", "o", ":"),
-    "control": ("#B5578F", "s", "--"),
-    "after": ("#00806B", "D", "-"),
-}
-_OTHER_STYLE = ("#B07A00", "^", "-.")
-_INK, _MUTED, _GRID = "#1C1E21", "#5F6670", "#E3E3DE"
+_VERSION_STYLE = {"failing": (LIGHT["fail"], "-"), "passing": (LIGHT["pass"], "--")}
+_INK, _MUTED, _GRID = LIGHT["ink"], LIGHT["muted"], LIGHT["line"]
 _COLUMNS = 3
 _METADATA = {
     "png": {"Software": None},
@@ -44,11 +40,10 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
     from matplotlib import rc_context
 
     with rc_context(_style()):
-        figures = {
-            "distributions": _distributions(comparison),
-            "slopes": _slopes(comparison),
-            "changes": _changes(comparison),
-        }
+        figures = {"changes": _changes(comparison)}
+        if comparison.headline_targets:
+            figures["distributions"] = _distributions(comparison)
+            figures["slopes"] = _slopes(comparison)
         if comparison.changes and comparison.changes[0].shifted:
             figures["shifts"] = _shifts(comparison.changes[0])
         if comparison.plane is not None:
@@ -118,7 +113,7 @@ def _distributions(comparison: Comparison) -> Any:
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
         axis.set_xlabel("σ_ref above success")
-    _key(figure, {name: (*style, "") for name, style in _VERSION_STYLE.items()})
+    _version_key(figure)
     return figure
 
 
@@ -154,33 +149,30 @@ def _slopes(comparison: Comparison) -> Any:
         column = figures.targets.index(target)
         _bands(axis, comparison)
         axis.axhline(0, color=_MUTED, lw=0.7)
-        for number, arm in enumerate(order):
-            colour, marker, dash = _ARM_STYLE.get(arm, _OTHER_STYLE)
+        for number, (arm, style) in enumerate(arm_styles(order).items()):
             slope = figures.arms[arm].slope
             middle = slope.estimate[reader, :, column]
             shift = places + 0.16 * (number - (len(order) - 1) / 2)
             ends = slope.low[reader, :, column], slope.high[reader, :, column]
-            axis.vlines(shift, *ends, color=colour, lw=1)
-            axis.plot(
-                shift, middle, color=colour, marker=marker, ls=dash, ms=3.5, lw=1.2
-            )
+            axis.vlines(shift, *ends, color=LIGHT[style.colour], lw=1)
+            axis.plot(shift, middle, marker=style.marker, ms=3.5, **_line(style, 1.2))
         axis.set_title(short(target, 32))
         axis.set_xticks(places, figures.places)
         axis.set_ylim(ranges[target])
         axis.set_xlabel("layer")
     axes[0].set_ylabel("failure slope, σ_ref")
-    _arm_key(figure, order)
+    _arm_key(figure, arm_styles(order))
     return figure
 
 
 def _bands(axis: Any, comparison: Comparison) -> None:
     """Shade the layers the loss acted on and those the audit reads."""
-    for group, colour in (("loss", "#E69F00"), ("audit", "#56B4E9")):
+    for group, colour in (("loss", "lossband"), ("audit", "auditband")):
         layers = comparison.layer_plan.get(group, ())
         if len(layers) < len(comparison.layers):
             for layer in layers:
                 at = comparison.layers.index(layer)
-                axis.axvspan(at - 0.5, at + 0.5, color=colour, alpha=0.14, lw=0)
+                axis.axvspan(at - 0.5, at + 0.5, color=LIGHT[colour], lw=0)
 
 
 def _changes(comparison: Comparison) -> Any:
@@ -193,7 +185,8 @@ def _changes(comparison: Comparison) -> Any:
     figure = Figure(figsize=(10.5, 0.15 * rows + 1.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    colours = LinearSegmentedColormap.from_list("", ["#0072B2", "#F4F4F0", "#D55E00"])
+    ends = [LIGHT[name] for name in ("cold", "mid", "warm")]
+    colours = LinearSegmentedColormap.from_list("", ends)
     largest = max(float(np.abs(heat.values).max()) for heat in maps) or 1.0
     for axis, heat in zip(axes, maps, strict=True):
         image = axis.imshow(
@@ -225,7 +218,7 @@ def _shifts(changes: Changes) -> Any:
         axis.set_ylim(shift_limits(changes))
         axis.set_xlabel(f"decile {short(changes.against)}, σ_ref above success")
     axes[0].set_ylabel("shift, σ_ref")
-    _key(figure, {name: (*style, "") for name, style in _VERSION_STYLE.items()})
+    _version_key(figure)
     return figure
 
 
@@ -254,8 +247,9 @@ def _plane(comparison: Comparison, plane: Plane) -> Any:
             color=colour,
             fontsize=8,
         )
+    styles = arm_styles(arm_order(comparison.arms))
     for move in view.moves:
-        _arrow(axis, move)
+        _arrow(axis, move, styles)
     axis.set_aspect("equal")
     axis.set_xlim(-view.reach, view.reach)
     axis.set_ylim(-view.reach, view.reach)
@@ -263,15 +257,15 @@ def _plane(comparison: Comparison, plane: Plane) -> Any:
     axis.set_xlabel(across)
     axis.set_ylabel(up)
     axis.set_title("σ_ref; filled after failing, open after passing feedback")
-    _arm_key(figure, arm_order(comparison.arms))
+    _arm_key(figure, styles)
     return figure
 
 
-def _arrow(axis: Any, move: Move) -> None:
+def _arrow(axis: Any, move: Move, styles: Mapping[str, ArmStyle]) -> None:
     """Draw where a version lay, where it lies in an arm, and what is sure of that."""
     places = []
     for arm, ends in (("before", move.start), (move.arm, move.head)):
-        colour, marker, _ = _ARM_STYLE.get(arm, _OTHER_STYLE)
+        colour, marker = LIGHT[styles[arm].colour], styles[arm].marker
         x, y = ends
         fill = colour if move.version == "failing" else "white"
         how = {"marker": marker, "ms": 7, "color": colour, "mfc": fill, "mew": 1.5}
@@ -285,40 +279,48 @@ def _arrow(axis: Any, move: Move) -> None:
 
 
 def _training(comparison: Comparison) -> Any:
-    panels = training_panels(comparison)
+    panels = training_panels(comparison)[:TRAINING_PANELS]
     figure, axes = _panels(len(panels), height=1.8)
-    arms: dict[str, None] = {}
+    trained = comparison.training or {}
+    styles = arm_styles((*comparison.arms, *trained))
     for axis, panel in zip(axes, panels, strict=True):
         for arm, (steps, values) in panel.lines.items():
-            colour, _, dash = _ARM_STYLE.get(arm, _OTHER_STYLE)
-            axis.plot(steps, values, color=colour, ls=dash, lw=1.4)
-            arms[arm] = None
-        axis.set_title(short(panel.key, 32))
+            axis.plot(steps, values, **_line(styles[arm], 1.4))
+        axis.set_title(short(panel.key, 44), fontsize=8)
         axis.set_xlabel("step")
-    _arm_key(figure, tuple(arms))
+    _arm_key(figure, {arm: styles[arm] for arm in trained})
     return figure
 
 
-def _arm_key(figure: Any, arms: tuple[str, ...]) -> None:
-    styles = {}
-    for arm in arms:
-        colour, marker, dash = _ARM_STYLE.get(arm, _OTHER_STYLE)
-        styles[short(arm_label(arm), 24)] = (colour, dash, marker)
-    _key(figure, styles)
+def _line(style: ArmStyle, width: float) -> dict[str, Any]:
+    dash = (0, style.dash) if style.dash else "-"
+    return {"color": LIGHT[style.colour], "ls": dash, "lw": width}
 
 
-def _key(figure: Any, styles: dict[str, tuple[str, str, str]]) -> None:
-    """Name every line once, below the panels."""
+def _arm_key(figure: Any, styles: Mapping[str, ArmStyle]) -> None:
+    names = [short(arm_label(arm), 28) for arm in styles]
+    lines = [{**_line(s, 1.5), "marker": s.marker} for s in styles.values()]
+    _key(figure, names, lines)
+
+
+def _version_key(figure: Any) -> None:
+    lines = [{"color": colour, "ls": dash} for colour, dash in _VERSION_STYLE.values()]
+    _key(figure, list(_VERSION_STYLE), lines)
+
+
+def _key(figure: Any, names: list[str], lines: list[dict[str, Any]]) -> None:
+    """Name every line once, below the panels, in as many rows as it takes."""
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], color=colour, ls=dash, marker=marker or None, ms=4)
-        for colour, dash, marker in styles.values()
-    ]
-    figure.legend(
-        handles,
-        list(styles),
-        loc="outside lower left",
-        ncols=len(styles),
-        frameon=False,
-    )
+    for columns in range(len(names), 0, -1):
+        key = figure.legend(
+            [Line2D([], [], ms=4.5, **line) for line in lines],
+            names,
+            loc="outside lower left",
+            ncols=columns,
+            handlelength=3.4,
+            frameon=False,
+        )
+        if columns == 1 or key.get_window_extent().width < figure.bbox.width:
+            return
+        key.remove()

@@ -21,6 +21,7 @@ from emoreg.comparison.charts import (
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.conduct import conduct_section
 from emoreg.comparison.curves import (
+    TRAINING_PANELS,
     arm_label,
     arm_order,
     heats,
@@ -29,8 +30,9 @@ from emoreg.comparison.curves import (
     training_panels,
 )
 from emoreg.comparison.figures import FigureSet
-from emoreg.comparison.page import page_environment, plotly_source
-from emoreg.comparison.phrases import percent, signed
+from emoreg.comparison.page import page_environment, plotly_source, share
+from emoreg.comparison.palette import arm_styles
+from emoreg.comparison.phrases import signed
 from emoreg.comparison.plane_page import plane_section
 from emoreg.comparison.pressure import pressure_section
 from emoreg.comparison.rails import rail_rows
@@ -99,6 +101,8 @@ def render(comparison: Comparison, *, pictures: tuple[str, ...] = ()) -> str:
         tiles=_tiles(comparison),
         arms=arm_order(comparison.arms),
         arm_label=arm_label,
+        styles=arm_styles(arm_order(comparison.arms)),
+        n_curves=len(training_panels(comparison)),
         sections=sections,
         rows=slope_rows(comparison, comparison.summary),
         open_rows=max(_OPEN_ROWS, len(_family_members(comparison))),
@@ -137,8 +141,8 @@ def slope_rows(
         targets = (*comparison.families, *members, *others)
     found = [_slope_row(comparison, figures, target) for target in targets]
     ends = [i for slopes, *_ in found for i in slopes.values()]
-    low = min(0.0, *(interval.low for interval in ends))
-    high = max(0.0, *(interval.high for interval in ends))
+    low = min([0.0, *(interval.low for interval in ends)])
+    high = max([0.0, *(interval.high for interval in ends)])
     scale = 100.0 / ((high - low) or 1.0)
     return [
         SlopeRow(
@@ -224,9 +228,10 @@ def figures_of(
     for heat in maps:
         label = f"Change of the failure slope per emotion and layer, {heat.title}"
         add("changes", heat.title, label, heat_chart(heat, largest=largest))
-    for panel in training_panels(comparison):
+    trained = (*comparison.arms, *(comparison.training or ()))
+    for panel in training_panels(comparison)[:TRAINING_PANELS]:
         label = f"{panel.key} over the training steps"
-        chart = training_chart(panel, comparison.arms)
+        chart = training_chart(panel, trained)
         add("training", panel.key, label, chart)
     return charts, sections
 
@@ -246,8 +251,8 @@ def _tiles(comparison: Comparison) -> list[dict[str, str]]:
     if beyond is not None:
         tiles.append(_tile("After minus control", beyond, "σ_ref, what the terms did"))
     if ratio is not None:
-        value, _, ends = percent(ratio).partition(" (")
-        text = {"label": "Slope remaining", "value": value, "range": ends.rstrip(")")}
+        value, ends = share(ratio)
+        text = {"label": "Slope remaining", "value": value, "range": ends}
         tiles.append({**text, "note": "after over before"})
     else:
         text = {"label": "Slope remaining", "value": "withheld", "range": ""}

@@ -5,16 +5,15 @@ from dataclasses import dataclass
 
 from emoreg.comparison.charts import (
     Chart,
+    Style,
     axis_title,
     base_layout,
     ends,
-    error_bar,
-    listed,
+    interval_line,
+    plain_text,
 )
+from emoreg.comparison.curves import arm_label
 from emoreg.statistics.bootstrap import Interval
-
-Style = tuple[str, str, str]
-"""Colour token, marker and dash."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,21 +44,15 @@ def round_chart(
     """
     data = []
     for number, (arm, points) in enumerate(arms.items()):
-        colour, symbol, dash = styles[arm]
-        middle, low, high = ends([point.interval for point in points])
         shift = 0.09 * (number - (len(arms) - 1) / 2)
         data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "x": [place + shift for place in range(len(points))],
-                "y": listed(middle),
-                "error_y": error_bar(middle, low, high, colour),
-                "line": {"color": colour, "width": 1.6, "dash": dash},
-                "marker": {"color": colour, "size": 6, "symbol": symbol},
-                "text": [point.says for point in points],
-                "hovertemplate": "%{text}<extra></extra>",
-            }
+            interval_line(
+                [place + shift for place in range(len(points))],
+                ends([point.interval for point in points]),
+                styles[arm],
+                name=plain_text(arm_label(arm)),
+                says=[point.says for point in points],
+            )
         )
     places = max(arms.values(), key=len)
     layout = base_layout(height=260, left=52)
@@ -75,12 +68,13 @@ def round_chart(
         "zeroline": True,
         "nticks": 6,
         "title": axis_title(up),
-        "range": _limits([p.interval for points in arms.values() for p in points]),
+        "range": limits([p.interval for points in arms.values() for p in points]),
     }
     return {"data": data, "layout": layout}
 
 
-def _limits(intervals: Sequence[Interval]) -> list[float]:
+def limits(intervals: Sequence[Interval]) -> list[float]:
+    """Return an axis on which intervals and zero have room."""
     _, lows, highs = ends(intervals)
     low, high = min(0.0, float(lows.min())), max(0.0, float(highs.max()))
     pad = 0.06 * (high - low) or 1.0

@@ -1,6 +1,6 @@
 """A run seen through its checkpoints: how readings moved while it trained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -62,12 +62,16 @@ class Strip:
     def crossed(self, target: str) -> int | None:
         """Return the first step from which the share left stays below the threshold.
 
-        Or at it, by the upper end of its interval; None if there is none. One
-        checkpoint below among others above is a dip, and no crossing.
+        Or at it, in size, by all of its interval; None if there is none. One
+        checkpoint below among others above is a dip, and no crossing; nor has a slope
+        crossed that turned over.
         """
         first = None
         for frame in self.frames[target]:
-            below = frame.left is not None and frame.left.high <= self.threshold
+            left = frame.left
+            # The share counts in size: a slope that turned over is not small.
+            size = None if left is None else max(-left.low, left.high)
+            below = size is not None and size <= self.threshold
             first = (frame.step if first is None else first) if below else None
         return first
 
@@ -97,9 +101,8 @@ class Strip:
 
         folder = Path(folder)
         require_writable(folder)
-        page = render_strip(self)
         write_whole(folder / "strip.json", to_text(self.to_dict()).encode())
-        return write_whole(folder / "index.html", page.encode())
+        return write_whole(folder / "index.html", render_strip(self).encode())
 
 
 def strip(
@@ -121,7 +124,8 @@ def strip(
         n_resamples: Of it.
 
     Raises:
-        ValueError: If step 0 is missing or alone, or the tables do not belong together.
+        ValueError: If step 0 is missing or alone, the tables do not belong together,
+            or no headline target was read.
     """
     names, arms = _arms(tables)
     gate = None if gate is None else gate.own()
@@ -130,6 +134,7 @@ def strip(
     pool = [[before.layers.index(layer) for layer in layers]]
     levels = {name: found.over(pool) for name, found in aligned.levels.items()}
     targets = (*before.emotions, *aligned.families)
+    shown = _shown(targets, before.emotions)
     figures = figure_set(
         levels,
         base=aligned.base.over(pool),
@@ -144,8 +149,7 @@ def strip(
                 _framed(figures, slopes[step], step, name, target, aligned)
                 for step, name in names.items()
             )
-            for target in HEADLINE
-            if target in targets
+            for target in shown
         },
         threshold=threshold,
         reader=aligned.audit_reader,
@@ -204,3 +208,14 @@ def _frame(frame: Frame) -> dict[str, Any]:
         "left": None if frame.left is None else frame.left.rounded(),
         "slopes": [float(f"{value:.4g}") for value in frame.slopes],
     }
+
+
+def _shown(targets: Sequence[str], emotions: Sequence[str]) -> list[str]:
+    """Return the headline targets that were read."""
+    found = [target for target in HEADLINE if target in targets]
+    if not found:
+        raise ValueError(
+            f"`tables` must have readings of some of {', '.join(HEADLINE)}; found "
+            f"{', '.join(emotions)}. Measure emotions of a family too"
+        )
+    return found

@@ -9,20 +9,23 @@ from emoreg.comparison.charts import (
     Chart,
     axis_title,
     base_layout,
+    ends,
+    interval_line,
     listed,
     plain_text,
     ridge,
 )
 from emoreg.comparison.curves import density
 from emoreg.comparison.page import page_environment, plotly_source
-from emoreg.comparison.round_chart import Point, round_chart
+from emoreg.comparison.phrases import percent
+from emoreg.comparison.round_chart import limits
 
 if TYPE_CHECKING:
     from emoreg.comparison.strip import Frame, Strip
 
 ROW = 34
 """Pixels of a checkpoint in the ridgeline."""
-STYLE = {"slope": ("@fail", "circle", "solid")}
+STYLE = ("@fail", "circle", "solid")
 
 
 def render_strip(strip: "Strip") -> str:
@@ -31,12 +34,7 @@ def render_strip(strip: "Strip") -> str:
     panels = []
     for number, (target, frames) in enumerate(strip.frames.items()):
         charts[f"strip-{number}"] = _ridgeline(target, frames)
-        charts[f"steps-{number}"] = round_chart(
-            {"slope": [_point(target, frame) for frame in frames]},
-            STYLE,
-            across="step",
-            up="σ<sub>ref</sub>",
-        )
+        charts[f"steps-{number}"] = _by_step(target, frames)
         panels.append({"target": target, "number": number})
     return (
         page_environment()
@@ -54,37 +52,55 @@ def render_strip(strip: "Strip") -> str:
 
 def _said(strip: "Strip", target: str) -> str:
     """Return whether and when a target's slope fell to the threshold, in words."""
-    share, last = f"{100 * strip.threshold:.0f} %", strip.frames[target][-1]
-    if last.left is None and all(f.left is None for f in strip.frames[target][1:]):
+    share = f"{100 * strip.threshold:g} %"
+    if all(frame.left is None for frame in strip.frames[target][1:]):
         return f"{target}: no share is given, since the slope before carries none."
     step = strip.crossed(target)
     if step is None:
-        return f"{target}: not shown to stay at {share} of its slope or below."
-    return f"{target}: at {share} of its slope or below from step {step} on."
+        return f"{target}: not shown to stay at {share} of its slope or below, in size."
+    return f"{target}: at {share} of its slope or below, in size, from step {step} on."
 
 
-def _point(target: str, frame: "Frame") -> Point:
-    found = frame.slope
-    return Point(
-        place=str(frame.step),
-        interval=found,
-        says=f"{plain_text(target)}, step {frame.step}<br>{found.estimate:+.2f} "
-        f"({found.low:+.2f} to {found.high:+.2f})",
-    )
+def _by_step(target: str, frames: tuple["Frame", ...]) -> Chart:
+    """Return the mean slope with its interval over the steps themselves."""
+    slopes = [frame.slope for frame in frames]
+    says = [
+        f"{plain_text(target)}, step {frame.step}<br>{own.estimate:+.2f} "
+        f"({own.low:+.2f} to {own.high:+.2f})"
+        for frame, own in zip(frames, slopes, strict=True)
+    ]
+    steps = [float(frame.step) for frame in frames]
+    line = interval_line(steps, ends(slopes), STYLE, name="slope", says=says)
+    layout = base_layout(height=260, left=52)
+    layout["xaxis"] |= {
+        "title": axis_title("step"),
+        "automargin": True,
+        "showgrid": False,
+        "zeroline": False,
+    }
+    layout["yaxis"] |= {
+        "title": axis_title("σ<sub>ref</sub>"),
+        "zeroline": True,
+        "nticks": 6,
+        "range": limits(slopes),
+    }
+    return {"data": [line], "layout": layout}
 
 
 def _ridgeline(target: str, frames: tuple["Frame", ...]) -> Chart:
-    """Return a density of prompts' slopes for each checkpoint, the first on top."""
+    """Return a density of prompts' slopes for each checkpoint, the first on top.
+
+    Each is as tall as the others, or a narrow one would leave wide ones no height.
+    """
     every = np.concatenate([frame.slopes for frame in frames])
     low, high = min(0.0, float(every.min())), max(0.0, float(every.max()))
     margin = 0.1 * (high - low) or 1.0
     grid = np.linspace(low - margin, high + margin, 160)
-    heights = [density(np.asarray(frame.slopes), grid) for frame in frames]
-    tallest = max(float(height.max()) for height in heights)
     data: list[dict[str, Any]] = []
-    for place, (frame, height) in enumerate(zip(frames, heights, strict=True)):
-        floor = -place
-        data += ridge(grid, floor + 0.9 * height / tallest, floor, version="failing")
+    for place, frame in enumerate(frames):
+        floor, height = -place, density(np.asarray(frame.slopes), grid)
+        tall = floor + 0.9 * height / height.max()
+        data += ridge(grid, tall, floor, version="failing")
         data.append(
             {
                 "type": "scatter",
@@ -116,6 +132,7 @@ def _ridgeline(target: str, frames: tuple["Frame", ...]) -> Chart:
         "ticktext": [str(frame.step) for frame in frames],
         "range": [0.6 - len(frames), 1.05],
         "title": axis_title("step"),
+        "automargin": True,
         "showgrid": False,
         "zeroline": False,
     }
@@ -127,5 +144,4 @@ def ratio_text(frame: "Frame") -> str:
     found = frame.left
     if found is None or not math.isfinite(found.estimate):
         return "–"
-    low, high = 100 * found.low, 100 * found.high
-    return f"{100 * found.estimate:.0f} % ({low:.0f} to {high:.0f})"
+    return percent(found)
