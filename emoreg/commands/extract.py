@@ -56,6 +56,9 @@ def _extract(options: argparse.Namespace, share: Any) -> None:
     emotions = emotions_of(corpus, options.emotions)
     parts = ActivationStore(parts_of(options, options.out))
     share.wait()  # all have looked whether it is there, before one writes
+    if not options.resume and share.first:
+        parts.clear()  # empty: it was made to see whether it can be
+    share.wait()
     loaded = load(options)
     if share.processes > 1:
         depth = num_layers(loaded.model)
