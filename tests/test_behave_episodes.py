@@ -171,6 +171,23 @@ def test_what_all_suites_wrote_is_kept_until_the_last_is_done(
     assert not list(folder.glob("*.parts"))
 
 
+@pytest.mark.parametrize(
+    ("suite", "name"), [("corner-cutting", "x"), ("all", "x-pressure")]
+)
+def test_no_suite_throws_away_what_another_has_left(
+    folder: Path, suite: str, name: str
+) -> None:
+    parts = folder / f"{name}.parquet.parts"
+    parts.mkdir()
+    (parts / "answers.journal").write_text("hours of work")
+    own = ["--suite", suite, "--prompts", "dev", "--limit", "3"]
+    status = main(command(folder, *own, out="x.parquet"))
+    assert (parts / "answers.journal").read_text() == "hours of work"
+    assert status == (0 if suite == "corner-cutting" else 2)
+    played = list(folder.glob("x*.parquet"))
+    assert bool(played) == (suite == "corner-cutting")  # else refused before all of it
+
+
 def test_a_steered_run_does_not_go_on_with_other_vectors(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,25 +35,6 @@ def adapter_hash(model: nn.Module) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def weights_hash(model: nn.Module) -> str:
-    """Return a short hash of a model's weights, without those of its adapters.
-
-    Of names, shapes and 64 values spread over each, as a model's whole weights would
-    take minutes. Weights that are not in memory are hashed by name and shape.
-    """
-    adapters: Any = getattr(model, "peft_config", None)
-    own = {*adapters} if isinstance(adapters, dict) else set()
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        if set(name.split(".")) & own:
-            continue
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        if not weight.is_meta:
-            flat = weight.detach().flatten()
-            digest.update(tensor_hash(flat[:: max(1, len(flat) // 64)]).encode())
-    return digest.hexdigest()[:16]
-
-
 def tensor_hash(vector: Float[Tensor, "..."]) -> str:
     """Return a short hash of a tensor's values in float32."""
     return hashlib.sha256(vector.detach().float().cpu().numpy().tobytes()).hexdigest()[

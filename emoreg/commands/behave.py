@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emoreg.commands.shared import model_option, out_option, say
-from emoreg.commands.suites import SUITES, Session, clear
+from emoreg.commands.suites import SUITES, Session, clear, parts_of
 from emoreg.commands.writers import writer_options
 
 SUMMARY = "What a model would rather do: suites that score or run it, without a judge."
@@ -57,9 +57,12 @@ def run(options: argparse.Namespace) -> None:
     texts = {name: SUITES[name].texts(options) for name in names}
     session = Session(options, vectors, strengths)
     outs = {name: _out(options, names, name) for name in names}
+    kept = [out for name, out in outs.items() if SUITES[name].keeps]
+    for out in kept:  # of all suites, before the first one plays
+        parts_of(options, out)
     for name, out in outs.items():
         say(f"{name}: {SUITES[name].run(session, texts[name], out)}")
-    clear(outs.values())  # kept up to here, so that a run of several goes on
+    clear(kept)  # up to here, so that a run of several goes on
 
 
 def episode_options(command: argparse.ArgumentParser) -> None:

@@ -48,6 +48,8 @@ class Suite:
 
     texts: Callable[[argparse.Namespace], Any]
     run: Callable[[Session, Any, Path], Path]
+    keeps: bool
+    """Whether it keeps replies on the way, which go when its table is there."""
 
 
 def corner_cutting_twins(options: argparse.Namespace) -> list[Any]:
@@ -140,8 +142,7 @@ def impossible_tasks(options: argparse.Namespace) -> list[Any]:
 
 def _impossible_code(session: Session, tasks: Any, out: Path) -> Path:
     """Play the tasks, say the rates by twin, and save table and conversations."""
-    parts = parts_of(session.options, out)
-    found = played(session, tasks, parts)
+    found = played(session, tasks, _parts(out))
     path, talks = save_episodes(found, out)
     _say_rates(found)
     say(f"{len(found)} episodes; to read their decision tokens: {talks}")
@@ -215,13 +216,13 @@ def _pressure(session: Session, texts: Any, out: Path) -> Path:
     """Play scenarios and requests, say the rates by setting, and save the table."""
     from emoreg.behavior.pressure.play import play_pressure
 
-    (scenarios, requests), parts = texts, parts_of(session.options, out)
+    scenarios, requests = texts
     with _writing(session) as writer:
         found = play_pressure(
             scenarios,
             requests,
             writer,
-            parts,
+            _parts(out),
             turns=session.options.attempts,
             **_how(session, "pressure"),
         )
@@ -333,8 +334,10 @@ def _check_limit(limit: int | None, fewest: int) -> None:
 
 
 SUITES: dict[str, Suite] = {
-    "corner-cutting": Suite(texts=corner_cutting_twins, run=_corner_cutting),
-    "impossible-code": Suite(texts=impossible_tasks, run=_impossible_code),
-    "pressure": Suite(texts=_pressure_texts, run=_pressure),
+    "corner-cutting": Suite(
+        texts=corner_cutting_twins, run=_corner_cutting, keeps=False
+    ),
+    "impossible-code": Suite(texts=impossible_tasks, run=_impossible_code, keeps=True),
+    "pressure": Suite(texts=_pressure_texts, run=_pressure, keeps=True),
 }
 """What `--suite` may name: each says its figures and returns the file it wrote."""

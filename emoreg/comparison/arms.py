@@ -9,10 +9,10 @@ from typing import Any, final
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from emoreg.behavior.provenance import weights_hash
 from emoreg.comparison.measure import measure, prompts_hash
 from emoreg.comparison.readings import Readings
 from emoreg.residual.layers import model_name
+from emoreg.residual.store import model_hash
 from emoreg.training.adapters import with_adapter
 from emoreg.training.reference import Reference
 from emoreg.vectors.emotion_vectors import EmotionVectors
@@ -52,7 +52,7 @@ class Measuring:
         own: dict[str, Any] = {
             "model": model_name(model),
             "dtype": str(next(model.parameters()).dtype),
-            "base_weights": weights_hash(model),
+            "base_weights": model_hash(model),
             "adapter_weights": None,
         }
         base = folder / f"{BASE}.parquet"

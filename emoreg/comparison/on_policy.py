@@ -109,8 +109,7 @@ def measure_on_policy(
     how: Any = {"reference": reference, "arm": arm, "guards": guards, "quiet": quiet}
     parts: Any = (model, tokenizer, written.conversations, vectors)
     found = measure(*parts, samples=written.samples, **how)
-    own = {**_drawn_meta(asked, **drawn), "adapter_hash": about["adapter"]}
-    own["text_hash"] = found.meta["prompts_hash"]
+    own = {**_drawn_meta(asked, **drawn), "text_hash": found.meta["prompts_hash"]}
     table = replace(found, meta={**found.meta, **own})
     table.save(out)
     _forget(kept)
