@@ -55,7 +55,7 @@ def load(
 
 
 def load_any(name: str, *, dtype: torch.dtype | None = None) -> Loaded:
-    """Load the model called `name`: `demo`, a folder, or a hub id.
+    """Load the model called `name`: `demo`, a folder, a GGUF file, or a hub id.
 
     Raises:
         ValueError: If nothing can be loaded under that name.
@@ -65,13 +65,17 @@ def load_any(name: str, *, dtype: torch.dtype | None = None) -> Loaded:
         return Loaded(model=model, tokenizer=tokenizer, name=HUB_ID)
     dtype = fastest_dtype() if dtype is None else dtype
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        if name.endswith(".gguf"):
+            model, tokenizer = _from_gguf(Path(name), dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(
-            "`model` must be `demo`, a folder with a transformers model, or a hub id "
-            f"that can be reached; found {name!r}: {first}"
+            "`model` must be `demo`, a folder with a transformers model, a GGUF file "
+            "whose architecture transformers reads, or a hub id that can be reached; "
+            f"found {name!r}: {first}"
         ) from error
     return Loaded(model=_placed(model), tokenizer=tokenizer, name=name)
 
@@ -142,23 +146,36 @@ def _wheel_file() -> Path | None:
     return file if file.exists() else None
 
 
-def _convert(gguf: Path, folder: Path) -> None:
-    """Save the GGUF's weights as bf16 safetensors in `folder`, whole or not at all."""
+def _from_gguf(
+    file: Path, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model of a GGUF file with its weights dequantized.
+
+    Raises:
+        FileNotFoundError: Without the file, or without the package `gguf`.
+    """
+    if not file.is_file():
+        raise FileNotFoundError("there is no such file")
     if importlib.util.find_spec("gguf") is None:
         raise FileNotFoundError(
-            "reading the demo model's GGUF needs the `gguf` package, which is not "
-            "installed. Run `pip install gguf`"
+            "reading a GGUF file needs the `gguf` package, which is not installed. "
+            "Run `pip install gguf`"
         )
-    logger.info("Converting the demo model once into %s", folder)
-    source, name = str(gguf.parent), gguf.name
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=name, dtype=torch.bfloat16
-    )
+    where: dict[str, Any] = {"gguf_file": file.name}
+    folder = str(file.parent)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
     # The weights are dequantized now; the marks would make later loads fail.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
+    model.config._name_or_path = str(file)
+    return model, AutoTokenizer.from_pretrained(folder, **where)
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Save the GGUF's weights as bf16 safetensors in `folder`, whole or not at all."""
+    logger.info("Converting the demo model once into %s", folder)
+    model, tokenizer = _from_gguf(gguf, torch.bfloat16)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
