@@ -51,6 +51,7 @@ _EXTRAS = {
     "train": ("trl", "peft", "accelerate", "datasets"),
     "demo": ("gguf",),
     "stories": ("openai",),
+    "lm-eval": ("lm_eval",),
 }
 
 
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--debug", action="store_true", help="Show the traceback of an error."
         )
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, default_of=command.get_default)
     return parser
 
 

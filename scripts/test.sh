@@ -3,7 +3,7 @@
 # Every check runs even when an earlier one failed; the exit status tells of any.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-EXTRAS="train,report,demo,dev,wandb,trackio,tensorboard,mlflow,stories"
+EXTRAS="train,report,demo,dev,wandb,trackio,tensorboard,mlflow,stories,lm-eval"
 source scripts/setup_env.sh
 
 install_unlisted deepspeed bitsandbytes

@@ -1,6 +1,8 @@
-"""Benchmarks of `emoreg measure`: files of the user, asked as guard rails."""
+"""Benchmarks of `emoreg measure`: files of the user and tasks of lm-eval."""
 
 import argparse
+import hashlib
+import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,19 @@ def benchmark_options(command: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE",
         help="Ask gsm8k, humaneval or mbpp of a file of yours (.jsonl or .jsonl.gz) as "
         "a guard rail; may be repeated.",
+    )
+    command.add_argument(
+        "--lm-eval",
+        action="append",
+        default=[],
+        metavar="TASK[:METRIC]",
+        help="A task or group of lm-eval as a guard rail; may be repeated.",
+    )
+    command.add_argument(
+        "--lm-eval-tasks",
+        type=Path,
+        metavar="FOLDER",
+        help="With --lm-eval: tasks of your own, a YAML file each.",
     )
     command.add_argument(
         "--benchmark-limit", type=int, help="The first items of each only, this many."
@@ -41,6 +56,10 @@ class Asked:
     benchmarks: tuple[Any, ...]
     sandbox: Any
     """None where there is no code to run."""
+    tasks: tuple[Any, ...]
+    """Of lm-eval."""
+    harness: Any
+    """None where there are no such tasks."""
 
 
 def read_benchmarks(options: argparse.Namespace) -> Asked:
@@ -53,9 +72,11 @@ def read_benchmarks(options: argparse.Namespace) -> Asked:
     from emoreg.comparison.benchmarks.formats import read_benchmark
     from emoreg.comparison.benchmarks.run import code_sandbox, runs_code
 
-    if options.benchmark_limit is not None and not options.benchmark:
+    asked = bool(options.benchmark or options.lm_eval)
+    if options.benchmark_limit is not None and not asked:
         raise ValueError(
-            "`--benchmark-limit` must come with `--benchmark`, found none. Name a file"
+            "`--benchmark-limit` must come with `--benchmark` or `--lm-eval`, found "
+            "neither. Name a file or a task"
         )
     found = {}
     for item in options.benchmark:
@@ -68,7 +89,7 @@ def read_benchmarks(options: argparse.Namespace) -> Asked:
         limit = options.benchmark_limit
         found[name] = read_benchmark(name, Path(file), limit=limit)
     parts = _parts(options)
-    if found and any(parts.glob("*")) and not options.resume:
+    if asked and any(parts.glob("*")) and not options.resume:
         raise ValueError(
             f"`--out` must be new, found replies of a run that was cut off in {parts}. "
             "Go on with --resume, or delete that folder"
@@ -76,15 +97,61 @@ def read_benchmarks(options: argparse.Namespace) -> Asked:
     sandbox = None
     if any(map(runs_code, found.values())):
         sandbox = code_sandbox(allow_weak=options.allow_weak_sandbox)
-    return Asked(benchmarks=tuple(found.values()), sandbox=sandbox)
+    tasks, harness = _tasks(options)
+    return Asked(
+        benchmarks=tuple(found.values()), sandbox=sandbox, tasks=tasks, harness=harness
+    )
+
+
+def _tasks(options: argparse.Namespace) -> tuple[tuple[Any, ...], Any]:
+    """Return lm-eval's tasks that options name, and what runs them."""
+    if not options.lm_eval:
+        if options.lm_eval_tasks is not None:
+            raise ValueError(
+                "`--lm-eval-tasks` must come with `--lm-eval`, found none. Name a task"
+            )
+        return (), None
+    from emoreg.comparison.benchmarks.harness import Harness, HarnessTask
+
+    tasks = tuple(HarnessTask.parse(item) for item in options.lm_eval)
+    harness = Harness(options.lm_eval_tasks)
+    harness.check(tasks)
+    return tasks, harness
 
 
 def run_benchmarks(
     options: argparse.Namespace, asked: Asked, loaded: Any
 ) -> dict[str, Any]:
     """Return a guard rail for each benchmark, and say what came of it."""
-    if not asked.benchmarks:
-        return {}
+    found = _run_files(options, asked, loaded) if asked.benchmarks else {}
+    return found | (_run_tasks(options, asked, loaded) if asked.tasks else {})
+
+
+def _run_tasks(
+    options: argparse.Namespace, asked: Asked, loaded: Any
+) -> dict[str, Any]:
+    from emoreg.behavior.provenance import model_meta
+
+    # One file for each state of a model: lm-eval knows replies by what was asked alone.
+    state = json.dumps(model_meta(loaded.model), sort_keys=True, default=str)
+    cache = _parts(options) / f"lm-eval-{hashlib.sha256(state.encode()).hexdigest()}"
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    found = asked.harness.run(
+        loaded.model,
+        loaded.tokenizer,
+        asked.tasks,
+        limit=options.benchmark_limit,
+        cache=cache,
+        quiet=options.quiet,
+    )
+    for name, rail in found.items():
+        say(_said(name, rail))
+    return found
+
+
+def _run_files(
+    options: argparse.Namespace, asked: Asked, loaded: Any
+) -> dict[str, Any]:
     from emoreg.behavior.provenance import model_meta
     from emoreg.comparison.benchmarks.run import GREEDY, run_benchmark, runs_code
     from emoreg.writing.local import LocalWriter

@@ -87,6 +87,12 @@ RAILS = {
 measured."""
 
 
+HARNESS = "lm-eval:"
+"""Before the name of a task of lm-eval."""
+HARNESS_MARGIN = 0.02
+"""Of every task of lm-eval: no margin was fixed for each of hundreds."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RailRow:
@@ -108,7 +114,7 @@ class RailRow:
         """The margin in words."""
         if self.margin is None:
             return ""
-        side = "at least" if RAILS[self.name].higher_is_better else "at most"
+        side = "at least" if self.margin < 0 else "at most"
         return f"{side} {self.margin:.3f} {self.unit}".replace("-", "−")
 
 
@@ -151,7 +157,7 @@ def rails_document(meta: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
 def _row(name: str, guards: Mapping[str, Mapping[str, Any]]) -> RailRow:
     values = {arm: dict(found.get(name) or {}) for arm, found in guards.items()}
     single = {arm: found.pop("values", None) for arm, found in values.items()}
-    rail = RAILS.get(name)
+    rail = _harness_rail(name, single) if name.startswith(HARNESS) else RAILS.get(name)
     if rail is None:
         return RailRow(
             name=name,
@@ -176,6 +182,18 @@ def _row(name: str, guards: Mapping[str, Mapping[str, Any]]) -> RailRow:
         margin=margin,
         unit=rail.unit,
         verdict=_verdict(rail, change, margin) if alike else "not paired",
+    )
+
+
+def _harness_rail(name: str, single: Mapping[str, Any]) -> Rail:
+    """Return what a task of lm-eval is held to; of its items by arm."""
+    items = [item for found in single.values() for item in found or ()]
+    return Rail(
+        label=name,
+        margin=HARNESS_MARGIN,
+        unit="of the task's measure",
+        higher_is_better=True,
+        share=set(items) <= {0, 1},
     )
 
 
