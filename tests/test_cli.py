@@ -333,3 +333,26 @@ def test_conversations_that_stand_twice_are_refused(tmp_path: Path) -> None:
     path.write_text("".join(f"{json.dumps(r)}\n" for r in (row, other, row)))
     with pytest.raises(ValueError, match=r"own\.jsonl:3: each `id` must stand once"):
         read_conversations(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["measure", "--vectors", "v", "--samples", "2"], "`--samples` must come"),
+        (["measure", "--vectors", "v", "--base", "demo"], "with `--guards`"),
+        (["measure", "--vectors", "v", "--deflection", "d"], "with `--audit`"),
+        (["measure", "--vectors", "v", "--generate", "--texts", "1"], "`--texts`"),
+        (["compare", "a", "b", "--vectors", "v"], "with `--adapter` or"),
+        (["compare", "a", "b", "--rounds", "1", "--guards"], "`--rounds`, `--guards`"),
+        (["compare", "a", "b", "--threshold", "0.4"], "with `--checkpoints`"),
+        (
+            ["compare", "--checkpoints", "c", "--vectors", "v", "--card", "m"],
+            "`--card` must come with tables or `--adapter`",
+        ),
+        (["compare", "--runs", "r", "--gate", "g"], "in place of `--runs`"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refused(capsys, *words, "--out", str(tmp_path / "out"))

@@ -10,7 +10,7 @@ from emoreg.commands.measuring import (
     measuring_options,
     say_strip,
 )
-from emoreg.commands.shared import named_files, say
+from emoreg.commands.shared import named_files, refuse_idle, say
 from emoreg.commands.suites import interval_text
 
 SUMMARY = "Compare tables, a model with its adapter, its checkpoints, or many runs."
@@ -124,6 +124,9 @@ def _say_runs(options: argparse.Namespace) -> None:
             "`--runs` must stand without tables, `--adapter` and `--checkpoints`: it "
             "reads reports that are there. Leave one of them out"
         )
+    named = ("arm", "gate", "cross", "behavior", "behavior_arm", "card", "vectors")
+    measured = ("reference", "model", "prompts", "rounds", "guards", "threshold")
+    refuse_idle(options, (*named, *measured), "tables or models, in place of `--runs`")
     found = read_runs(options.runs)
     page = found.save(options.out)
     for path, why in found.skipped.items():

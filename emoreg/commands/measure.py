@@ -17,6 +17,7 @@ from emoreg.commands.shared import (
     out_option,
     prompts_of,
     prompts_option,
+    refuse_idle,
     say,
     vectors_option,
 )
@@ -94,7 +95,8 @@ def run(options: argparse.Namespace) -> None:
     from emoreg.training.reference import Reference
     from emoreg.vectors.emotion_vectors import EmotionVectors
 
-    samples = _samples(options)  # refused before anything is loaded
+    _refuse_idle(options)  # before anything is loaded
+    samples = _samples(options)
     vectors = EmotionVectors.load(options.vectors)
     reference = Reference.load(options.reference) if options.reference else None
     if reference is not None:  # before guards and evidence, which take long
@@ -116,6 +118,20 @@ def run(options: argparse.Namespace) -> None:
     forget_replies(options)
 
 
+def _refuse_idle(options: argparse.Namespace) -> None:
+    if not options.generate:
+        wanted = ("samples", "tokens", "seed", "concurrency")
+        refuse_idle(options, wanted, "`--generate`")
+    if options.generate:
+        refuse_idle(options, ("texts",), "given texts, without `--generate`")
+    if not options.guards:
+        refuse_idle(options, ("base",), "`--guards`")
+    if not options.audit:
+        refuse_idle(options, ("deflection",), "`--audit`")
+    if options.prompts.endswith(".jsonl"):
+        refuse_idle(options, ("rounds",), "packaged transcripts")
+
+
 def _store(
     options: argparse.Namespace,
 ) -> AbstractContextManager["ActivationStore | None"]:
@@ -130,10 +146,11 @@ def _store(
 def _fixed(
     options: argparse.Namespace, parts: tuple[Any, ...], how: dict[str, Any]
 ) -> None:
-    from emoreg.comparison.measure import measure
+    from emoreg.comparison.measure import measure_into
 
-    readings = measure(*parts, **how, texts=options.texts, quiet=options.quiet)
-    say(f"{readings.segments.num_rows} segments: {readings.save(options.out)}")
+    more: Any = {**how, "texts": options.texts, "quiet": options.quiet}
+    count = measure_into(options.out, *parts, **more)
+    say(f"{count} segments: {options.out}")
 
 
 def _samples(options: argparse.Namespace) -> dict[str, Any]:

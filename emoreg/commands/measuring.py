@@ -5,7 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from emoreg.commands.shared import load, model_option, prompts_of, prompts_option, say
+from emoreg.commands.shared import (
+    load,
+    model_option,
+    prompts_of,
+    prompts_option,
+    refuse_idle,
+    say,
+)
 
 
 def measuring_options(command: argparse.ArgumentParser) -> None:
@@ -49,6 +56,14 @@ def check_asked(options: argparse.Namespace) -> None:
             "`--vectors` must be given where models are measured, found none. Pass the "
             "model's file of vectors (`emoreg extract`)"
         )
+    if not any(measures):
+        measured = ("model", "vectors", "reference", "prompts", "rounds", "guards")
+        refuse_idle(options, measured, "`--adapter` or `--checkpoints`")
+    if options.checkpoints:
+        beside = ("arm", "cross", "behavior", "behavior_arm", "card")
+        refuse_idle(options, beside, "tables or `--adapter`")
+    else:
+        refuse_idle(options, ("threshold",), "`--checkpoints`")
 
 
 def measured_pair(options: argparse.Namespace) -> tuple[Any, Any]:

@@ -113,6 +113,26 @@ def named_files(items: Sequence[str]) -> dict[str, Path]:
     return files
 
 
+def refuse_idle(options: argparse.Namespace, names: Sequence[str], needs: str) -> None:
+    """Refuse options that would say nothing here: what was meant may be another run.
+
+    Args:
+        options: Of the command.
+        names: Options, as Python names, that have no effect without what is needed.
+        needs: What they are for, in words.
+
+    Raises:
+        ValueError: If one of them differs from its default.
+    """
+    found = [n for n in names if getattr(options, n) != options.default_of(n)]
+    if found:
+        said = ", ".join(f"`--{name.replace('_', '-')}`" for name in found)
+        raise ValueError(
+            f"{said} must come with {needs}, found without, where it has no effect. "
+            "Leave it out, or add what it is for"
+        )
+
+
 def say(line: str) -> None:
     """Print a line of results."""
     print(line, flush=True)
