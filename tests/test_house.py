@@ -39,14 +39,14 @@ MAY_IMPORT = {
     "behavior": {"torch", "transformers", "pyarrow"},
     "comparison": {
         *("torch", "transformers", "safetensors", "scipy"),
-        *("pyarrow", "plotly", "matplotlib", "jinja2", "markupsafe"),
+        *("pyarrow", "plotly", "matplotlib", "jinja2", "markupsafe", "lm_eval"),
     },
     "quickstart": {"torch", "transformers"},
     "commands": {"transformers"},
     "data": set(),
 }
 # Each in one file of the package.
-IN_ONE_FILE = ("peft", "openai", "wandb", "trackio", "matplotlib", "plotly")
+IN_ONE_FILE = ("peft", "openai", "wandb", "trackio", "matplotlib", "plotly", "lm_eval")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 BAD_NAMES = {"utils.py", "helpers.py", "common.py"}

@@ -88,7 +88,7 @@ def test_z_is_null_without_units(tmp_path):
 
 
 def test_several_row_groups_and_shuffled_rows_still_load(table, tmp_path, monkeypatch):
-    monkeypatch.setattr("emoreg.comparison.readings._ROWS_PER_GROUP", 700)
+    monkeypatch.setattr("emoreg.comparison.table_file._ROWS_PER_GROUP", 700)
     path = table.save(tmp_path / "x.parquet")
     assert pq.ParquetFile(path).num_row_groups > 5
     long = pq.read_table(path)

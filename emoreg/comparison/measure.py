@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, final
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +15,22 @@ from transformers import PreTrainedTokenizerBase
 
 from emoreg.behavior.provenance import adapter_hash
 from emoreg.comparison.plane import plane_of
-from emoreg.comparison.readings import FIXED, SEGMENT_SCHEMA, Readings
+from emoreg.comparison.readings import (
+    FIXED,
+    SEGMENT_SCHEMA,
+    Readings,
+    checked_segments,
+)
 from emoreg.comparison.samples import SAMPLE_FIELDS, Sample, sampled_turns
+from emoreg.comparison.table_file import Axes, TableWriter
 from emoreg.comparison.tokens import chosen, read_tokens
 from emoreg.losses.presets import check_same_vectors
 from emoreg.residual.layers import LayerPlan, model_name, num_layers
+from emoreg.residual.pooling import Passage
 from emoreg.residual.store import ActivationStore
 from emoreg.training.reference import Reference, as_conversations
 from emoreg.vectors.emotion_vectors import EmotionVectors
-from emoreg.vectors.reading import Segment, TurnReadings, read_conversations
+from emoreg.vectors.reading import Segment, Take, project_spans, turn_passages
 from emoreg.vectors.transcripts import Conversation, Transcript
 
 
@@ -65,27 +73,144 @@ def measure(
     Raises:
         ValueError: If the reference has other vectors, or a conversation doesn't fit.
     """
-    if reference is not None:
-        check_same_vectors(reference, vectors)
-    conversations = as_conversations(prompts)
-    parts: Any = (model, tokenizer, conversations, vectors)
-    how: Any = {"budget": budget, "quiet": quiet}
-    also: Any = {"description": f"Measuring {arm}".strip(), "store": store}
-    read = read_conversations(*parts, readers=vectors.all_readers, **also, **how)
-    if samples:
-        read = sampled_turns(read, conversations)
-    meta = _meta(model, conversations, vectors, reference)
-    if reference is not None:
-        meta["transcripts"] = _transcripts(parts, reference, texts, how)
-    return Readings(
-        segments=_segments(read, conversations, samples or {}),
-        values=read.values,
-        resid_norm=read.resid_norm,
-        readers=vectors.all_readers,
-        layers=vectors.layers,
-        emotions=vectors.emotions,
-        meta={**meta, "arm": arm, "guards": guards or {}},
+    asked = _Asked.of(
+        *(model, tokenizer, prompts, vectors, samples or {}, reference),
+        meta={"arm": arm, "guards": guards or {}},
+        texts=texts,
+        how={"budget": budget, "quiet": quiet},
     )
+    return asked.whole(model, vectors, store=store)
+
+
+def measure_into(
+    path: Path,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Transcript | Conversation],
+    vectors: EmotionVectors,
+    *,
+    samples: Mapping[str, Sample] | None = None,
+    reference: Reference | None = None,
+    arm: str = "",
+    guards: dict[str, Any] | None = None,
+    texts: int = 4,
+    budget: int | None = None,
+    quiet: bool = False,
+    store: ActivationStore | None = None,
+) -> int:
+    """Write the table of `measure` to a file as it is read; return its segments.
+
+    Of the readings no more than a batch and a row group are in memory, whatever the
+    number of prompts. The rest is as in `measure`.
+    """
+    asked = _Asked.of(
+        *(model, tokenizer, prompts, vectors, samples or {}, reference),
+        meta={"arm": arm, "guards": guards or {}},
+        texts=texts,
+        how={"budget": budget, "quiet": quiet},
+    )
+    with TableWriter(path, asked.segments, asked.axes, asked.meta) as writer:
+        asked.read(model, vectors, writer.write, store=store)
+    return asked.segments.num_rows
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Asked:
+    """What is to be read, and all of the table but its readings."""
+
+    passages: list[Passage]
+    segments: pa.Table
+    place: Mapping[int, int]
+    """Row of each span that is kept, by the span's number."""
+    axes: Axes
+    meta: dict[str, Any]
+    how: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Transcript | Conversation],
+        vectors: EmotionVectors,
+        samples: Mapping[str, Sample],
+        reference: Reference | None,
+        *,
+        meta: dict[str, Any],
+        texts: int,
+        how: Mapping[str, Any],
+    ) -> "_Asked":
+        if reference is not None:
+            check_same_vectors(reference, vectors)
+        conversations = as_conversations(prompts)
+        segments, passages = turn_passages(tokenizer, conversations)
+        place = {number: number for number in range(len(segments))}
+        if samples:
+            segments, place = sampled_turns(segments, conversations)
+        meta = _meta(model, conversations, vectors, reference) | meta
+        if reference is not None:
+            parts = (model, tokenizer, conversations, vectors)
+            meta["transcripts"] = _transcripts(parts, reference, texts, how)
+        return cls(
+            passages=passages,
+            segments=checked_segments(_segments(segments, conversations, samples)),
+            place=place,
+            axes=Axes(
+                readers=vectors.all_readers,
+                layers=vectors.layers,
+                emotions=vectors.emotions,
+            ),
+            meta=meta,
+            how=how,
+        )
+
+    def whole(
+        self,
+        model: nn.Module,
+        vectors: EmotionVectors,
+        *,
+        store: ActivationStore | None,
+    ) -> Readings:
+        """Return the table with all of its readings in memory."""
+        rows, shape = self.segments.num_rows, self.axes.shape
+        values = np.full((rows, *shape), np.nan, np.float32)
+        norms = np.full((rows, shape[1]), np.nan, np.float32)
+
+        def keep(numbers: Sequence[int], found: np.ndarray, by: np.ndarray) -> None:
+            values[numbers], norms[numbers] = found, by
+
+        self.read(model, vectors, keep, store=store)
+        return Readings(
+            segments=self.segments,
+            values=values,
+            resid_norm=norms,
+            readers=self.axes.readers,
+            layers=self.axes.layers,
+            emotions=self.axes.emotions,
+            meta=self.meta,
+        )
+
+    def read(
+        self,
+        model: nn.Module,
+        vectors: EmotionVectors,
+        take: Take,
+        *,
+        store: ActivationStore | None,
+    ) -> None:
+        """Hand on every row's readings: NaN where nothing was said."""
+
+        def keep(spans: Sequence[int], found: np.ndarray, norms: np.ndarray) -> None:
+            at = [i for i, span in enumerate(spans) if span in self.place]
+            take([self.place[spans[i]] for i in at], found[at], norms[at])
+
+        said = f"Measuring {self.meta['arm']}".strip()
+        also: Any = {"description": said, "store": store, **self.how}
+        project_spans(model, self.passages, vectors, self.axes.readers, keep, **also)
+        silent = range(len(self.place), self.segments.num_rows)
+        nothing = np.full((len(silent), *self.axes.shape), np.nan, np.float32)
+        take(silent, nothing, nothing[:, 0, :, 0])
 
 
 def _transcripts(
@@ -125,13 +250,13 @@ def _meta(
 
 
 def _segments(
-    read: TurnReadings,
+    segments: Sequence[Segment],
     conversations: Sequence[Conversation],
     samples: Mapping[str, Sample],
 ) -> pa.Table:
     more = SAMPLE_FIELDS if samples else ()
     return pa.Table.from_pylist(
-        [_row(s, conversations[s.conversation], samples) for s in read.segments],
+        [_row(s, conversations[s.conversation], samples) for s in segments],
         schema=pa.schema([*SEGMENT_SCHEMA, *more]),
     )
 

@@ -13,6 +13,15 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from emoreg.comparison.samples import average_samples
+from emoreg.comparison.table_file import (
+    AXES_KEY,
+    FORMAT,
+    META_KEY,
+    VALUE_COLUMNS,
+    Axes,
+    TableWriter,
+    check_array,
+)
 from emoreg.vectors.twins import (
     RoundDifferences,
     SegmentColumns,
@@ -38,22 +47,10 @@ SEGMENT_SCHEMA = pa.schema(
 )
 """The columns every segments table holds; further columns are kept as they are."""
 
-FORMAT = "emoreg.readings/1"
 FIXED, ON_POLICY = "fixed", "on-policy"
 """What was read: text that was given, or replies that the model itself wrote."""
-_META_KEY = b"emoreg"
-_AXES_KEY = b"emoreg.axes"
-_VALUE_COLUMNS = (
-    "segment",
-    "reader",
-    "layer",
-    "emotion",
-    "resid_norm",
-    "projection",
-    "cosine",
-    "z",
-)
-_ROWS_PER_GROUP = 500_000
+_CHUNK = 500_000
+"""Readings that `save` hands on at a time."""
 
 
 @final
@@ -79,7 +76,7 @@ class Readings:
     """JSON-able: model, arm, hashes, units, guards, layer plan, command."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "segments", _checked_segments(self.segments))
+        object.__setattr__(self, "segments", checked_segments(self.segments))
         for name in ("readers", "layers", "emotions"):
             _check_axis(name, getattr(self, name))
         expected = {
@@ -93,7 +90,7 @@ class Readings:
         }
         for name, shape in expected.items():
             array = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
-            _check_array(name, array, shape)
+            check_array(name, array, shape)
             object.__setattr__(self, name, array)
         try:
             json.dumps(self.meta)
@@ -160,15 +157,14 @@ class Readings:
         over `resid_norm`, `z` is against passing decision tokens of the reference
         and null where `meta["units"]` is missing.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            self._write(partial)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return target
+        axes = Axes(readers=self.readers, layers=self.layers, emotions=self.emotions)
+        step = max(1, _CHUNK // int(np.prod(axes.shape)))
+        with TableWriter(path, self.segments, axes, self.meta) as writer:
+            for start in range(0, self.segments.num_rows, step):
+                part = slice(start, min(start + step, self.segments.num_rows))
+                numbers = range(part.start, part.stop)
+                writer.write(numbers, self.values[part], self.resid_norm[part])
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Readings":
@@ -185,92 +181,38 @@ class Readings:
                 "one with `emoreg measure` or `Readings.save`."
             )
         try:
-            table = pq.read_table(source)
+            schema = pq.read_schema(source)
+            # What can be computed from the rest is for other programs.
+            wanted = [name for name in schema.names if name not in ("cosine", "z")]
+            table = pq.read_table(source, columns=wanted)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
                 f"{source} must be a whole parquet file, found one that cannot be "
                 f"read ({error}); it may be truncated: measure again or copy it anew."
             ) from error
-        stored = table.schema.metadata or {}
-        missing = [name for name in _VALUE_COLUMNS if name not in table.column_names]
-        if _META_KEY not in stored or _AXES_KEY not in stored or missing:
+        stored = schema.metadata or {}
+        missing = [name for name in VALUE_COLUMNS if name not in schema.names]
+        if META_KEY not in stored or AXES_KEY not in stored or missing:
             raise ValueError(
                 f"{source} must be a readings table written by emoreg, found parquet "
                 f"without {'columns ' + ', '.join(missing) if missing else 'its marks'}"
                 "; pass a file written by `emoreg measure` or `Readings.save`."
             )
-        axes = json.loads(stored[_AXES_KEY])
+        axes = json.loads(stored[AXES_KEY])
         if axes.get("format") != FORMAT:
             raise ValueError(
                 f"{source} must have format {FORMAT!r}, found {axes.get('format')!r}; "
                 "read it with the version of emoreg that wrote it."
             )
-        return cls(**_dense(table, axes, source), meta=json.loads(stored[_META_KEY]))
+        return cls(**_dense(table, axes, source), meta=json.loads(stored[META_KEY]))
 
     def _pairs(self, position: str) -> TwinPairs:
         names = ("prompt", "variant", "turn", "failure", "position")
         columns = {name: self.segments[name].to_pylist() for name in names}
         return pair_twins(SegmentColumns(**columns), position=position)
 
-    def _write(self, path: Path) -> None:
-        axes = {
-            "format": FORMAT,
-            "readers": list(self.readers),
-            "layers": list(self.layers),
-            "emotions": list(self.emotions),
-            "n_segments": self.segments.num_rows,
-        }
-        metadata = {
-            _META_KEY: json.dumps(self.meta).encode(),
-            _AXES_KEY: json.dumps(axes).encode(),
-        }
-        per_segment = int(np.prod(self.values.shape[1:]))
-        step = max(1, _ROWS_PER_GROUP // per_segment)
-        schema = self._rows(0, 0).schema.with_metadata(metadata)
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for start in range(0, self.segments.num_rows, step):
-                rows = self._rows(start, min(start + step, self.segments.num_rows))
-                writer.write_table(rows.replace_schema_metadata(metadata))
 
-    def _rows(self, start: int, stop: int) -> pa.Table:
-        """Return the long rows of the segments from `start` to `stop`."""
-        projection = self.values[start:stop]
-        shape = projection.shape
-        size = int(np.prod(shape[1:]))
-        owner = np.repeat(np.arange(start, stop, dtype=np.int32), size)
-        columns: dict[str, Any] = {}
-        for name in self.segments.column_names:
-            column = self.segments[name].combine_chunks().take(pa.array(owner))
-            text = pa.types.is_string(column.type)
-            columns[name] = column.dictionary_encode() if text else column
-        grid = np.indices(shape, dtype=np.int32).reshape(4, -1)
-        norm = np.broadcast_to(self.resid_norm[start:stop, None, :, None], shape)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            cosine = (projection / norm).astype(np.float32)
-        columns["segment"] = pa.array(owner)
-        columns["reader"] = _coded(grid[1], self.readers)
-        columns["layer"] = pa.array(np.asarray(self.layers, np.int32)[grid[2]])
-        columns["emotion"] = _coded(grid[3], self.emotions)
-        columns["resid_norm"] = pa.array(norm.reshape(-1))
-        columns["projection"] = pa.array(projection.reshape(-1))
-        columns["cosine"] = pa.array(cosine.reshape(-1))
-        columns["z"] = self._z(projection)
-        return pa.table(columns)
-
-    def _z(
-        self, projection: Float[np.ndarray, "segment reader layer emotion"]
-    ) -> pa.Array:
-        units = self.meta.get("units") or {}
-        if "success_level" not in units or "success_std" not in units:
-            return pa.nulls(projection.size, pa.float32())
-        level = np.asarray(units["success_level"], np.float64)
-        spread = np.asarray(units["success_std"], np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            z = (projection - level) / spread
-        return pa.array(z.astype(np.float32).reshape(-1))
-
-
-def _checked_segments(table: pa.Table) -> pa.Table:
+def checked_segments(table: pa.Table) -> pa.Table:
     """Return the segments with the required columns first and in their types."""
     missing = [name for name in SEGMENT_SCHEMA.names if name not in table.column_names]
     if missing:
@@ -283,7 +225,7 @@ def _checked_segments(table: pa.Table) -> pa.Table:
             "`segments` must have at least one row, found an empty table; check the "
             "prompts: no Assistant turn was measured."
         )
-    taken = sorted(set(_VALUE_COLUMNS) & set(table.column_names))
+    taken = sorted(set(VALUE_COLUMNS) & set(table.column_names))
     if taken:
         raise ValueError(
             f"`segments` must not have columns named {taken}, which the saved table "
@@ -305,26 +247,6 @@ def _check_axis(name: str, labels: tuple[str, ...] | tuple[int, ...]) -> None:
         )
 
 
-def _check_array(
-    name: str, array: Float[np.ndarray, "..."], shape: tuple[int, ...]
-) -> None:
-    if array.shape != shape:
-        raise ValueError(
-            f"`{name}` must have shape {shape} (from segments, readers, layers and "
-            f"emotions), found {array.shape}; check the order of the axes."
-        )
-    infinite = int(np.isinf(array).sum())
-    if infinite:
-        raise ValueError(
-            f"`{name}` must be finite or NaN, found {infinite} infinite numbers; "
-            "accumulate readings in float32 and look for an overflow."
-        )
-
-
-def _coded(codes: np.ndarray, labels: tuple[str, ...]) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(list(labels)))
-
-
 def _dense(table: pa.Table, axes: dict[str, Any], source: Path) -> dict[str, Any]:
     """Return the constructor's arguments from the long table, in any row order."""
     readers, emotions = axes["readers"], axes["emotions"]
@@ -343,7 +265,7 @@ def _dense(table: pa.Table, axes: dict[str, Any], source: Path) -> dict[str, Any
     first = np.empty(int(np.prod(shape)), np.int64)
     first[place] = np.arange(len(place))
     rows = first.reshape(shape[0], -1)[:, 0]
-    kept = [name for name in table.column_names if name not in _VALUE_COLUMNS]
+    kept = [name for name in table.column_names if name not in VALUE_COLUMNS]
     segments = table.select(kept).take(pa.array(rows))
     for name in kept:
         if pa.types.is_dictionary(segments.schema.field(name).type):

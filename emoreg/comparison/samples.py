@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
-from emoreg.vectors.reading import Segment, TurnReadings
+from emoreg.vectors.reading import Segment
 from emoreg.vectors.transcripts import Conversation
 
 SAMPLE_FIELDS = (("sample", pa.int32()), ("seed", pa.int64()))
@@ -26,25 +26,23 @@ class Sample(NamedTuple):
 
 
 def sampled_turns(
-    read: TurnReadings, conversations: Sequence[Conversation]
-) -> TurnReadings:
-    """Return the readings of last turns alone, which were sampled.
+    segments: Sequence[Segment], conversations: Sequence[Conversation]
+) -> tuple[tuple[Segment, ...], dict[int, int]]:
+    """Return the segments of last turns alone, which were sampled, and where they were.
 
     The turns before are given and the same in all samples of a prompt. A reply without
-    a word has no Assistant tokens: its reading there is NaN, so that it is counted.
+    a word has no Assistant tokens: it has a segment there all the same, which nothing
+    can be read of, so that it is counted.
+
+    Returns:
+        The segments; for the number of each that was there, its number among them.
     """
     last = [sum(m["role"] == "assistant" for m in c.messages) for c in conversations]
-    rows = [
-        i for i, s in enumerate(read.segments) if s.turn == last[s.conversation] - 1
-    ]
-    kept = [read.segments[i] for i in rows]
+    rows = [i for i, s in enumerate(segments) if s.turn == last[s.conversation] - 1]
+    kept = [segments[i] for i in rows]
     spoke = {s.conversation for s in kept if s.position == "assistant"}
     silent = [_silent(s) for s in kept if s.conversation not in spoke]
-    return TurnReadings(
-        segments=(*kept, *silent),
-        values=_with_nan(read.values[rows], len(silent)),
-        resid_norm=_with_nan(read.resid_norm[rows], len(silent)),
-    )
+    return (*kept, *silent), {row: place for place, row in enumerate(rows)}
 
 
 def average_samples(
@@ -89,10 +87,3 @@ def _means(
 def _silent(decision: Segment) -> Segment:
     end = decision.token_end
     return replace(decision, position="assistant", token_start=end, token_end=end)
-
-
-def _with_nan(
-    values: Float32[np.ndarray, "segment ..."], count: int
-) -> Float32[np.ndarray, "more ..."]:
-    missing = np.full((count, *values.shape[1:]), np.nan, np.float32)
-    return np.concatenate([values, missing])

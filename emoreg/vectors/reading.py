@@ -1,7 +1,7 @@
 """Reading conversations: projections at decision tokens and over Assistant turns."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,24 +64,61 @@ def read_conversations(
         ValueError: If there is none, the vectors are another model's, or a
             conversation's Assistant turns can't all be found in its tokens.
     """
-    if not conversations:
-        raise ValueError("`conversations` must hold at least one, found none")
-    vectors.check_model(d_model=d_model(model), num_layers=num_layers(model))
     segments, passages = turn_passages(tokenizer, conversations)
     readers = vectors.readers if readers is None else tuple(readers)
     shape = (len(readers), len(vectors.layers), len(vectors.emotions))
     values = np.full((len(segments), *shape), np.nan, dtype=np.float32)
     norms = np.full((len(segments), shape[1]), np.nan, dtype=np.float32)
 
+    def keep(numbers: Sequence[int], found: np.ndarray, lengths: np.ndarray) -> None:
+        values[numbers], norms[numbers] = found, lengths
+
+    how: Any = {"budget": budget, "description": description, "quiet": quiet}
+    project_spans(model, passages, vectors, readers, keep, store=store, **how)
+    return TurnReadings(segments=segments, values=values, resid_norm=norms)
+
+
+Take = Callable[
+    [
+        Sequence[int],
+        Float32[np.ndarray, "segment reader layer emotion"],
+        Float32[np.ndarray, "segment layer"],
+    ],
+    None,
+]
+"""Called with the numbers of some spans, their projections, and their norms."""
+
+
+def project_spans(
+    model: nn.Module,
+    passages: Sequence[Passage],
+    vectors: EmotionVectors,
+    readers: Sequence[str],
+    take: Take,
+    *,
+    budget: int | None = None,
+    description: str = "Reading conversations",
+    quiet: bool = False,
+    store: ActivationStore | None = None,
+) -> None:
+    """Hand on the readings of spans batch by batch, so that none of it piles up.
+
+    Spans are numbered through, passage by passage; batches come in any order.
+
+    Raises:
+        ValueError: If the vectors are another model's.
+    """
+    vectors.check_model(d_model=d_model(model), num_layers=num_layers(model))
+
     def consume(spans: Sequence[int], means: Tensor) -> None:
-        for column, layer in enumerate(vectors.layers):
-            pooled = means[:, column]
-            values[spans, :, column] = _project(vectors, pooled, layer, readers)
-            norms[spans, column] = pooled.norm(dim=-1).numpy()
+        by_layer = [
+            _project(vectors, means[:, column], layer, readers)
+            for column, layer in enumerate(vectors.layers)
+        ]
+        take(spans, np.stack(by_layer, axis=2), means.norm(dim=-1).numpy())
 
     how: Any = {"budget": budget, "description": description, "quiet": quiet}
     read_spans(model, passages, vectors.layers, consume, store=store, **how)
-    return TurnReadings(segments=segments, values=values, resid_norm=norms)
 
 
 def turn_passages(
@@ -92,9 +129,11 @@ def turn_passages(
     Spans, numbered through, stand in the order of segments.
 
     Raises:
-        ValueError: If a conversation's Assistant turns can't all be found in its
-            tokens.
+        ValueError: If there is no conversation, or one's Assistant turns can't all be
+            found in its tokens.
     """
+    if not conversations:
+        raise ValueError("`conversations` must hold at least one, found none")
     markers = TurnMarkers.of(tokenizer)
     sequences = [conversation_ids(tokenizer, c.messages) for c in conversations]
     turns = [_spans(markers, ids) for ids in sequences]
