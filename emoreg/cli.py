@@ -15,6 +15,7 @@ from emoreg.commands import (
     dose,
     extract,
     foretell,
+    judge,
     measure,
     mediate,
     preflight,
@@ -42,6 +43,7 @@ _COMMANDS = {
     "behave dose": dose,
     "behave foretell": foretell,
     "behave mediate": mediate,
+    "behave judge": judge,
     "audit": audit,
     "doctor": doctor,
 }

@@ -16,13 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from sklearn.metrics import cohen_kappa_score
-
 from emoreg.behavior.impossible.game import Game
 from emoreg.behavior.impossible.tasks import load_tasks
 from emoreg.behavior.sandbox.limits import Limits
 from emoreg.behavior.sandbox.sandbox import Sandbox
+from emoreg.statistics.kappa import kappa
 
 EPISODES = Path(__file__).with_name("labelled_episodes.jsonl")
 ATTEMPTS = 3
@@ -39,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = [k for k, row in enumerate(rows) if by in (None, row["by"])]
         pairs = [(grades[k], rows[k]["label"]) for k in own]
         same = sum(grade == label for grade, label in pairs)
-        value, low, high = kappa(pairs)
+        found = kappa(pairs)
         print(
-            f"{by or 'all'}: {same} of {len(pairs)} alike, kappa {value:.2f} "
-            f"({low:.2f} to {high:.2f})"
+            f"{by or 'all'}: {same} of {len(pairs)} alike, kappa {found.estimate:.2f} "
+            f"({found.low:.2f} to {found.high:.2f})"
         )
     for row, grade in zip(rows, grades, strict=True):
         if grade != row["label"]:
@@ -71,17 +69,6 @@ def graded(rows: Sequence[dict[str, Any]], *, allow_weak: bool = False) -> list[
                 )
             grades.append(game.episode.conduct)
     return grades
-
-
-def kappa(pairs: Sequence[tuple[str, str]]) -> tuple[float, float, float]:
-    """Return Cohen's kappa with its 95 % bootstrap interval over episodes."""
-    array, draws = np.array(pairs), np.random.default_rng(0)
-    found = [
-        cohen_kappa_score(*array[draws.integers(len(array), size=len(array))].T)
-        for _ in range(1000)
-    ]
-    low, high = np.nanquantile(found, (0.025, 0.975))
-    return float(cohen_kappa_score(*array.T)), float(low), float(high)
 
 
 if __name__ == "__main__":
