@@ -156,7 +156,8 @@ def run_unit(arm: str, seed: int, options: argparse.Namespace) -> None:
         )
         before = out / f"{ARMS[arm].persists}-{seed}" / "adapter"
         tuned = train(ARMS[arm], seed, parts, adapter, schedule=schedule, before=before)
-        seconds = {"train": time.time() - start, "schedule": asdict(schedule)}
+        said = asdict(schedule) | {"rate": ARMS[arm].rate}
+        seconds = {"train": time.time() - start, "schedule": said}
         (folder / "seconds.json").write_text(json.dumps(seconds))
     if tuned is None:
         tuned = _adapted(load_any("demo"), folder)
