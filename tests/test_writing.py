@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -31,7 +32,7 @@ from emoreg.writing.corpus_files import write_corpus
 from emoreg.writing.endpoint import RETRIES, SILENT, EndpointWriter
 from emoreg.writing.journal import NAME, Journal
 from emoreg.writing.judging import ATTEMPTS, judge
-from emoreg.writing.local import LocalWriter, _asked, _OwnDraws
+from emoreg.writing.local import LocalWriter, _asked, _OwnDraws, alike
 from emoreg.writing.plan import KINDS, Request, plan
 from emoreg.writing.prompts import SCENARIO, SEPARATOR, messages_for
 from emoreg.writing.write import stories
@@ -926,6 +927,23 @@ def prompts(*seeds: int, answered: Sequence[int] = ()) -> list[Prompt]:
         )
         for seed in seeds
     ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_batches_hold_all_once_and_pad_by_no_more_than_half(seed: int) -> None:
+    draw = random.Random(seed)
+    lengths = [int(2 ** draw.uniform(0, 12)) for _ in range(draw.randint(1, 40))]
+    most = draw.randint(1, 8)
+    batches = list(alike(lengths, most))
+    assert sorted(place for batch in batches for place in batch) == [
+        *range(len(lengths))
+    ]
+    for batch in batches:
+        assert len(batch) <= most
+        longest = max(lengths[place] for place in batch)
+        assert longest < 2 * min(lengths[place] for place in batch)
+    # Control: in the order they are given in, one long text pads all of its batch.
+    assert [*alike([10, 4000, 10], 3)] == [[0, 2], [1]]
 
 
 def test_a_seed_is_what_sampling_depends_on(

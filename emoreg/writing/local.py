@@ -57,29 +57,33 @@ class LocalWriter:
             ValueError: If a batch does not fit into the device's memory, or a prompt
                 with its answer not into what the model reads.
         """
-        for start in range(0, len(prompts), self._batch):
-            batch = prompts[start : start + self._batch]
+        rows = [self._ids(prompt) for prompt in prompts]
+        for places in alike([len(row) for row in rows], self._batch):
+            batch = [prompts[place] for place in places]
             if all(prompt.answered for prompt in batch):
                 continue
             try:
-                texts = self._sample(batch)
+                texts = self._sample(batch, [rows[place] for place in places])
             except torch.OutOfMemoryError as error:
                 raise ValueError(
                     f"{len(batch)} texts at a time must fit into the device's memory, "
                     "which they do not. What was written is kept: give the same "
                     "command again with a smaller `--concurrency`"
                 ) from error
-            for place, (prompt, text) in enumerate(zip(batch, texts, strict=True)):
-                if not prompt.answered:
-                    yield start + place, text
+            for place, text in zip(places, texts, strict=True):
+                if not prompts[place].answered:
+                    yield place, text
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        asked = _asked(self._tokenizer, prompt)
+        ids: Any = self._tokenizer(asked, add_special_tokens=False)["input_ids"]
+        return ids
 
     @torch.no_grad()
-    def _sample(self, prompts: Sequence[Prompt]) -> list[str]:
+    def _sample(
+        self, prompts: Sequence[Prompt], rows: Sequence[list[int]]
+    ) -> list[str]:
         tokenizer = self._tokenizer
-        rows = [
-            tokenizer(_asked(tokenizer, prompt), add_special_tokens=False)["input_ids"]
-            for prompt in prompts
-        ]
         padding = tokenizer.pad_token_id
         padding = tokenizer.eos_token_id if padding is None else padding
         padding = 0 if padding is None else padding
@@ -116,6 +120,27 @@ class LocalWriter:
                 f"model reads, found {longest} and up to {tokens}. Ask for shorter "
                 "answers or fewer turns, or take another model"
             )
+
+
+def alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yield the places of each batch: `most` texts, none twice as long as another.
+
+    One long prompt among short ones would have all of them padded to its length.
+
+    Example:
+        >>> list(alike([9, 200, 10, 12, 11], most=3))
+        [[0, 2, 4], [3], [1]]
+    """
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (
+            len(batch) == most or lengths[place] >= 2 * max(1, lengths[batch[0]])
+        ):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 @final
