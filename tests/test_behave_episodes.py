@@ -156,11 +156,11 @@ def test_what_all_suites_wrote_is_kept_until_the_last_is_done(
     run = command(folder, "--suite", "all", "--limit", "3", *own, out="x.parquet")
     sample, calls = LocalWriter._sample, []
 
-    def counted(self: LocalWriter, prompts: Any) -> list[str]:
+    def counted(self: LocalWriter, prompts: Any, rows: Any) -> list[str]:
         calls.append(len(prompts))
         if len(calls) == 4:  # the first of the last suite
             raise OSError("the disk is full")
-        return sample(self, prompts)
+        return sample(self, prompts, rows)
 
     monkeypatch.setattr(LocalWriter, "_sample", counted)
     assert main(run) == 2
@@ -197,11 +197,11 @@ def test_a_steered_run_does_not_go_on_with_other_vectors(
     other.save(folder / "w.safetensors")
     sample, calls = LocalWriter._sample, []
 
-    def cut_off(self: LocalWriter, prompts: Any) -> list[str]:
+    def cut_off(self: LocalWriter, prompts: Any, rows: Any) -> list[str]:
         calls.append(prompts)
         if len(calls) == 2:
             raise OSError("the disk is full")
-        return sample(self, prompts)
+        return sample(self, prompts, rows)
 
     monkeypatch.setattr(LocalWriter, "_sample", cut_off)
     steer = ["--steer", "desperate=0.1", "--vectors"]
@@ -303,11 +303,11 @@ def test_a_run_goes_on_with_every_condition(
     whole = tables(folder)
     sample, calls = LocalWriter._sample, []
 
-    def counted(self: LocalWriter, prompts: Any) -> list[str]:
+    def counted(self: LocalWriter, prompts: Any, rows: Any) -> list[str]:
         calls.append(len(prompts))
         if len(calls) == 5:
             raise OSError("the disk is full")
-        return sample(self, prompts)
+        return sample(self, prompts, rows)
 
     monkeypatch.setattr(LocalWriter, "_sample", counted)
     assert main(mediate) == 2  # in the second condition
