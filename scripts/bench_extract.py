@@ -9,7 +9,8 @@ a machine whose speed drifts slows both. Printed: tokens/s of each and their rat
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -36,17 +37,10 @@ def main() -> None:
     layers = LayerPlan.for_depth(num_layers(model)).monitor
     tokens = sum(map(len, sequences))
 
-    sample = next(model.parameters())
-    device, dtype = sample.device, sample.dtype
+    dtype = next(model.parameters()).dtype
 
     def bare() -> None:
-        decoder = backbone(model)
-        with truncated(model, layers[-1]):
-            for batch in token_batches(sequences, budget=options.budget, pad_id=0):
-                inputs = {"input_ids": batch.input_ids.to(device)}
-                if not bool(batch.attention_mask.all()):
-                    inputs["attention_mask"] = batch.attention_mask.to(device)
-                run_truncated(decoder, **inputs)
+        forward(model, sequences, layers[-1], budget=options.budget)
 
     def ours() -> None:
         pool_stories(
@@ -66,6 +60,19 @@ def main() -> None:
         f"{torch.get_num_threads()} threads: median share "
         f"{statistics.median(ratios):.3f} of the bare truncated forward"
     )
+
+
+def forward(
+    model: Any, sequences: Sequence[Sequence[int]], last: int, *, budget: int
+) -> None:
+    """Run the stack up to a layer over batches, and keep nothing of it."""
+    device, decoder = next(model.parameters()).device, backbone(model)
+    with truncated(model, last):
+        for batch in token_batches(sequences, budget=budget, pad_id=0):
+            inputs = {"input_ids": batch.input_ids.to(device)}
+            if not bool(batch.attention_mask.all()):
+                inputs["attention_mask"] = batch.attention_mask.to(device)
+            run_truncated(decoder, **inputs)
 
 
 def seconds(action: Callable[[], None]) -> float:

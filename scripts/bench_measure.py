@@ -14,20 +14,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 import torch
+from bench_extract import forward, seconds
 
 from emoreg.comparison.measure import measure_into
 from emoreg.demo import load_any
-from emoreg.residual.batches import default_budget, token_batches
-from emoreg.residual.capture import run_truncated, truncated
-from emoreg.residual.layers import backbone
+from emoreg.residual.batches import default_budget
 from emoreg.residual.tokens import conversation_ids
 from emoreg.training.reference import as_conversations
 from emoreg.vectors.corpus import Corpus
@@ -51,9 +47,10 @@ def main() -> None:
     vectors, talks = _vectors(options.vectors), prompts(options.prompts)
     sequences = [conversation_ids(tokenizer, talk.messages) for talk in talks]
     tokens = sum(map(len, sequences))
+    budget = default_budget(next(model.parameters()).device)
 
     def bare() -> None:
-        forward(model, sequences, vectors.layers[-1])
+        forward(model, sequences, vectors.layers[-1], budget=budget)
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -86,24 +83,13 @@ def prompts(count: int) -> list[Conversation]:
     ]
 
 
-def forward(model: Any, sequences: Sequence[Sequence[int]], last: int) -> None:
-    """Run the stack up to a layer over batches, and keep nothing of it."""
-    device = next(model.parameters()).device
-    budget = default_budget(device)
-    with truncated(model, last):
-        for batch in token_batches(sequences, budget=budget, pad_id=0):
-            inputs = {"input_ids": batch.input_ids.to(device)}
-            if not bool(batch.attention_mask.all()):
-                inputs["attention_mask"] = batch.attention_mask.to(device)
-            run_truncated(backbone(model), **inputs)
-
-
 def peak(options: argparse.Namespace, count: int) -> str:
     """Measure once, and say what memory it took beyond the bare forward's."""
     loaded, vectors = load_any("demo"), _vectors(options.vectors)
     parts, talks = (loaded.model, loaded.tokenizer), prompts(count)
     sequences = [conversation_ids(loaded.tokenizer, talk.messages) for talk in talks]
-    forward(loaded.model, sequences, vectors.layers[-1])
+    budget = default_budget(next(loaded.model.parameters()).device)
+    forward(loaded.model, sequences, vectors.layers[-1], budget=budget)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _resident("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
@@ -112,12 +98,6 @@ def peak(options: argparse.Namespace, count: int) -> str:
     size = rows * len(vectors.readers) * LAYERS * len(vectors.emotions) * 4 / 2**20
     more = _resident("VmHWM") - before
     return f"{more:.0f} MiB more at the peak, for {size:.0f} MiB of readings"
-
-
-def seconds(action: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 def _vectors(path: Path) -> EmotionVectors:

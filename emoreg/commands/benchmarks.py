@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emoreg.commands.shared import say
+from emoreg.commands.shared import refuse_idle, say
 
 
 def benchmark_options(command: argparse.ArgumentParser) -> None:
@@ -73,11 +73,8 @@ def read_benchmarks(options: argparse.Namespace) -> Asked:
     from emoreg.comparison.benchmarks.run import code_sandbox, runs_code
 
     asked = bool(options.benchmark or options.lm_eval)
-    if options.benchmark_limit is not None and not asked:
-        raise ValueError(
-            "`--benchmark-limit` must come with `--benchmark` or `--lm-eval`, found "
-            "neither. Name a file or a task"
-        )
+    if not asked:
+        refuse_idle(options, ("benchmark_limit",), "`--benchmark` or `--lm-eval`")
     found = {}
     for item in options.benchmark:
         name, _, file = item.partition("=")
@@ -106,10 +103,7 @@ def read_benchmarks(options: argparse.Namespace) -> Asked:
 def _tasks(options: argparse.Namespace) -> tuple[tuple[Any, ...], Any]:
     """Return lm-eval's tasks that options name, and what runs them."""
     if not options.lm_eval:
-        if options.lm_eval_tasks is not None:
-            raise ValueError(
-                "`--lm-eval-tasks` must come with `--lm-eval`, found none. Name a task"
-            )
+        refuse_idle(options, ("lm_eval_tasks",), "`--lm-eval`")
         return (), None
     from emoreg.comparison.benchmarks.harness import Harness, HarnessTask
 

@@ -74,10 +74,14 @@ def measure(
         ValueError: If the reference has other vectors, or a conversation doesn't fit.
     """
     asked = _Asked.of(
-        *(model, tokenizer, prompts, vectors, samples or {}, reference),
-        meta={"arm": arm, "guards": guards or {}},
+        *(model, tokenizer, prompts, vectors),
+        samples=samples,
+        reference=reference,
+        arm=arm,
+        guards=guards,
         texts=texts,
-        how={"budget": budget, "quiet": quiet},
+        budget=budget,
+        quiet=quiet,
     )
     return asked.whole(model, vectors, store=store)
 
@@ -89,26 +93,15 @@ def measure_into(
     prompts: Sequence[Transcript | Conversation],
     vectors: EmotionVectors,
     *,
-    samples: Mapping[str, Sample] | None = None,
-    reference: Reference | None = None,
-    arm: str = "",
-    guards: dict[str, Any] | None = None,
-    texts: int = 4,
-    budget: int | None = None,
-    quiet: bool = False,
     store: ActivationStore | None = None,
+    **how: Any,
 ) -> int:
     """Write the table of `measure` to a file as it is read; return its segments.
 
     Of the readings no more than a batch and a row group are in memory, whatever the
-    number of prompts. The rest is as in `measure`.
+    number of prompts. Everything else, `how` with it, is as in `measure`.
     """
-    asked = _Asked.of(
-        *(model, tokenizer, prompts, vectors, samples or {}, reference),
-        meta={"arm": arm, "guards": guards or {}},
-        texts=texts,
-        how={"budget": budget, "quiet": quiet},
-    )
+    asked = _Asked.of(model, tokenizer, prompts, vectors, **how)
     with TableWriter(path, asked.segments, asked.axes, asked.meta) as writer:
         asked.read(model, vectors, writer.write, store=store)
     return asked.segments.num_rows
@@ -134,12 +127,14 @@ class _Asked:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Transcript | Conversation],
         vectors: EmotionVectors,
-        samples: Mapping[str, Sample],
-        reference: Reference | None,
         *,
-        meta: dict[str, Any],
-        texts: int,
-        how: Mapping[str, Any],
+        samples: Mapping[str, Sample] | None = None,
+        reference: Reference | None = None,
+        arm: str = "",
+        guards: dict[str, Any] | None = None,
+        texts: int = 4,
+        budget: int | None = None,
+        quiet: bool = False,
     ) -> "_Asked":
         if reference is not None:
             check_same_vectors(reference, vectors)
@@ -148,13 +143,17 @@ class _Asked:
         place = {number: number for number in range(len(segments))}
         if samples:
             segments, place = sampled_turns(segments, conversations)
-        meta = _meta(model, conversations, vectors, reference) | meta
+        how = {"budget": budget, "quiet": quiet}
+        meta = _meta(model, conversations, vectors, reference)
+        meta |= {"arm": arm, "guards": guards or {}}
         if reference is not None:
             parts = (model, tokenizer, conversations, vectors)
             meta["transcripts"] = _transcripts(parts, reference, texts, how)
         return cls(
             passages=passages,
-            segments=checked_segments(_segments(segments, conversations, samples)),
+            segments=checked_segments(
+                _segments(segments, conversations, samples or {})
+            ),
             place=place,
             axes=Axes(
                 readers=vectors.all_readers,
