@@ -25,7 +25,8 @@ from emoreg.losses.term import Probe
 from emoreg.residual.layers import LayerPlan, d_model, decoder_layers, num_layers
 from emoreg.training.watching.lens import Lens
 from emoreg.training.watching.monitor import Monitor
-from emoreg.vectors.emotion_vectors import LDA, LOGISTIC, RANDOM, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import LDA, LOGISTIC, RANDOM
 
 LLAMA_8B = {
     "num_hidden_layers": 32,

@@ -8,6 +8,12 @@ export TOKENIZERS_PARALLELISM=false
 # Kept instead, a training step on a CPU takes two thirds of the time (docs/log.md).
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4294967296}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-8589934592}"
+# Where Python may keep no bytecode each process compiles all that it imports: tests and
+# commands start dozens. It is kept in .venv then, and not beside the sources.
+if [ -n "${PYTHONDONTWRITEBYTECODE:-}" ]; then
+  unset PYTHONDONTWRITEBYTECODE
+  export PYTHONPYCACHEPREFIX="$PWD/.venv/bytecode"
+fi
 VENV_PYTHON=".venv/bin/python"
 STAMP=".venv/emoreg-stamp"
 

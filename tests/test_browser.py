@@ -26,7 +26,7 @@ from emoreg.comparison.palette import DARK, LIGHT
 from emoreg.comparison.runs import read_runs
 from emoreg.comparison.serve import report_server
 from emoreg.comparison.strip import Strip, strip
-from emoreg.comparison.tokens import TokenReadings
+from emoreg.comparison.token_readings import TokenReadings
 from emoreg.comparison.tokens_page import LEAST_CHANGE, scale_end, shade
 from emoreg.comparison.validate import Validation
 from emoreg.validation.check import Check, Curves, Figure, Matrix

@@ -28,10 +28,11 @@ from emoreg.vectors.deflection import (
     story_space,
     without_stories,
 )
-from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.extract import neutral_ids
 from emoreg.vectors.fit import VectorFitter
 from emoreg.vectors.mean_differences import mean_vectors, neutral_space
+from emoreg.vectors.reader_names import MEAN_DIFFERENCE
 from emoreg.vectors.steering import at_strength
 
 LAYERS, WIDTH = (1, 2), 32

@@ -27,7 +27,7 @@ FLOORS = (
 EVERYWHERE = {"numpy", "jaxtyping", "tqdm", "emoreg"}
 MAY_IMPORT = {
     "residual": {"torch", "transformers"},
-    "statistics": {"scipy"},
+    "statistics": {"scipy", "threadpoolctl"},
     "vectors": {"torch", "transformers", "safetensors", "huggingface_hub", "gguf"},
     "writing": {"torch", "transformers", "openai"},
     "validation": {"torch", "transformers", "safetensors", "scipy"},

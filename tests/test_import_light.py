@@ -104,6 +104,15 @@ def test_importing_pulls_in_nothing_heavy(statement: str) -> None:
     assert loaded_by(statement) == set()
 
 
+def test_tables_are_compared_without_a_model() -> None:
+    """Torch and transformers would be a tenth of the time of a large comparison."""
+    statement = (
+        "import emoreg.comparison.report, emoreg.comparison.plots\n"
+        "from emoreg import Readings, compare"
+    )
+    assert not {"torch", "transformers"} & loaded_by(statement)
+
+
 def test_the_check_can_fail() -> None:
     assert "scipy" in loaded_by("import emoreg, scipy")
 

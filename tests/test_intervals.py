@@ -146,8 +146,9 @@ def test_quantiles_are_those_of_harrell_and_davis():
         np.testing.assert_allclose(found.shift[:, k], two - one, atol=1e-12)
 
 
-def test_a_resample_is_the_quantile_of_the_drawn_prompts(monkeypatch):
-    first, second = pairs(15, 1)
+@pytest.mark.parametrize("prompts", [15, 400])  # of many, a part is looked up
+def test_a_resample_is_the_quantile_of_the_drawn_prompts(monkeypatch, prompts):
+    first, second = pairs(prompts, 1)
     kept = {}
 
     def spy(estimate, resamples, **_):
@@ -155,10 +156,10 @@ def test_a_resample_is_the_quantile_of_the_drawn_prompts(monkeypatch):
         return estimate, estimate
 
     monkeypatch.setattr("emoreg.statistics.quantiles.simultaneous_band", spy)
-    monkeypatch.setattr("emoreg.statistics.quantiles._CHUNK_NUMBERS", 60)
+    monkeypatch.setattr("emoreg.statistics.quantiles._CHUNK_NUMBERS", 4 * prompts)
     quantile_shift(first, second, n_resamples=30, seed=3)
-    counts = resample_counts(15, n_resamples=30, seed=3)
-    rows = np.repeat(np.arange(15), counts[7].astype(int))
+    counts = resample_counts(prompts, n_resamples=30, seed=3)
+    rows = np.repeat(np.arange(prompts), counts[7].astype(int))
     one, two = (
         scipy.stats.mstats.hdquantiles(sample[rows, 0], prob=DECILES).filled()
         for sample in (first, second)

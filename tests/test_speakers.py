@@ -23,8 +23,9 @@ from emoreg.validation.subject import Subject
 from emoreg.vectors import speakers
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.dialogues import over_turns
-from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, RANDOM, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.mean_differences import neutral_space
+from emoreg.vectors.reader_names import MEAN_DIFFERENCE, RANDOM
 from emoreg.vectors.speakers import (
     CELLS,
     OTHER,

@@ -1,8 +1,11 @@
 """Bootstrap intervals and effect sizes against scipy, brute force and hand cases."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.stats
+from threadpoolctl import threadpool_info
 
 from emoreg.statistics.bootstrap import (
     bootstrap_mean,
@@ -15,6 +18,7 @@ from emoreg.statistics.effects import (
     paired_effects,
     wasserstein_1,
 )
+from emoreg.statistics.pair_intervals import bootstrap_pair
 from emoreg.statistics.threads import in_threads
 
 SINGLE = 1e-6  # resampled deviations are in single precision
@@ -105,6 +109,18 @@ def test_figures_on_several_cores_are_those_of_one(monkeypatch):
     assert in_threads(lambda k: k * k, range(9)) == [k * k for k in range(9)]
 
 
+def test_threads_share_the_cores_with_their_products(monkeypatch):
+    def most(_: int) -> int:
+        pools = threadpool_info()
+        return max(p["num_threads"] for p in pools if p["user_api"] == "blas")
+
+    alone = most(0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(2), raising=False)
+    assert in_threads(most, range(2)) == [1, 1]
+    assert in_threads(most, [0]) == [alone]  # one item has all of them
+    assert most(0) == alone
+
+
 def test_one_seed_pairs_the_resamples_of_two_calls(skewed):
     a, b = skewed[:, 0], skewed[:, 1]
     apart = resampled(bootstrap_mean(a)) - resampled(bootstrap_mean(b))
@@ -186,6 +202,35 @@ def test_coverage_holds_for_clusters_and_fails_for_tokens():
     assert 1 - naive.excludes(0.0).mean() < 0.6
 
 
+def test_a_pair_at_once_is_what_its_parts_are_alone(monkeypatch):
+    monkeypatch.setattr("emoreg.statistics.bootstrap._CHUNK_NUMBERS", 2_000)
+    generator = np.random.default_rng(7)
+    before = generator.gamma(1.0, size=(30, 2, 3))
+    after = 0.4 * before + 0.1 * generator.normal(size=before.shape)
+    after[3, 0, 0] = np.nan
+    wanted = np.array([[True, False, True], [False, True, True]])
+    how: Any = {"n_resamples": 400, "seed": 2, "missing": "drop", "expand": True}
+    found = bootstrap_pair(before, after, ratios=wanted, **how)
+    kept = np.arange(30) != 3  # the prompt is left out of both
+    del how["missing"]
+    for own, values in (
+        (found.first, before),
+        (found.second, after),
+        (found.change, after - before),
+    ):
+        alone = bootstrap_mean(values[kept], **how)
+        for name in ("estimate", "low", "high"):
+            np.testing.assert_allclose(getattr(own, name), getattr(alone, name))
+    alone = bootstrap_ratio(after[kept][:, wanted], before[kept][:, wanted], **how)
+    for name in ("estimate", "low", "high", "crossing"):
+        ratio = getattr(found.ratio, name)
+        np.testing.assert_allclose(ratio[wanted], getattr(alone, name), rtol=SINGLE)
+        assert np.isnan(ratio[~wanted]).all()
+    assert (found.ratio.n, found.ratio.dropped) == (29, 1)
+    unlike = bootstrap_mean(after[kept] - before[kept], **(how | {"seed": 3}))
+    assert not np.allclose(found.change.low, unlike.low)
+
+
 def _brute_delta(first, second):
     return np.mean(np.sign(first[:, None] - second[None, :]))
 
@@ -207,14 +252,19 @@ def test_cliffs_delta_by_hand():
 
 def test_cliffs_interval_resamples_pairs():
     generator = np.random.default_rng(5)
-    first = generator.normal(size=(12, 1)) + 0.8
-    second = generator.normal(size=(12, 1))
+    first, second = generator.normal(size=(2, 12, 3))
+    first[:, 0] += 0.8
+    first[:, 1:] = generator.integers(0, 3, size=(12, 2))  # ties
+    second[:, 1:] = generator.integers(0, 3, size=(12, 2))
     found = bootstrap_cliffs_delta(first, second, n_resamples=200)
     counts = resample_counts(12, n_resamples=200, seed=0).astype(int)
-    rows = np.repeat(np.arange(12), counts[3])
-    expected = _brute_delta(first[rows, 0], second[rows, 0])
-    assert resampled(found)[3, 0] == pytest.approx(expected)
-    assert found.low[0] <= found.estimate[0] <= found.high[0]
+    brute = [
+        [_brute_delta(first[rows, k], second[rows, k]) for k in range(3)]
+        for rows in (np.repeat(np.arange(12), drawn) for drawn in counts)
+    ]
+    np.testing.assert_allclose(resampled(found), brute, atol=1e-12)
+    low, high = np.quantile(brute, [0.025, 0.975], axis=0)
+    np.testing.assert_allclose((found.low, found.high), (low, high), atol=1e-12)
 
 
 def test_paired_effects_by_hand():

@@ -16,13 +16,8 @@ from emoreg.comparison.compare import compare
 from emoreg.comparison.measure import measure
 from emoreg.comparison.readings import Readings
 from emoreg.comparison.report import render
-from emoreg.comparison.tokens import (
-    TokenReadings,
-    chosen,
-    kept_in_both,
-    read_tokens,
-    whole_pieces,
-)
+from emoreg.comparison.token_readings import TokenReadings, kept_in_both
+from emoreg.comparison.tokens import chosen, read_tokens, whole_pieces
 from emoreg.comparison.tokens_page import SHADES, scale_end, shade
 from emoreg.residual.tokens import conversation_ids
 from emoreg.residual.tokens import render as as_text

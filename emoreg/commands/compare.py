@@ -78,6 +78,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the command."""
     from emoreg.comparison.compare import compare
     from emoreg.comparison.readings import Readings
+    from emoreg.statistics.threads import in_threads
 
     if options.runs:
         _say_runs(options)
@@ -92,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
     if options.adapter:
         before, after = measured_pair(options)
     else:
-        before, after = (Readings.load(f) for f in (options.before, options.after))
+        before, after = in_threads(Readings.load, (options.before, options.after))
     cross = Readings.load(options.cross) if options.cross else None
     more: Any = {"gate": gate, "cross": cross}
     pressure = behavior.pop("pressure", {})

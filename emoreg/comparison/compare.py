@@ -18,7 +18,7 @@ from emoreg.comparison.moves import moves_on
 from emoreg.comparison.plane import Plane
 from emoreg.comparison.readings import Readings
 from emoreg.comparison.rounds import RoundTrend, round_gaps, round_trends
-from emoreg.comparison.tokens import kept_in_both
+from emoreg.comparison.token_readings import kept_in_both
 from emoreg.comparison.verdict import Question, judge
 from emoreg.statistics.bootstrap import Intervals
 from emoreg.statistics.effects import bootstrap_cliffs_delta
@@ -107,25 +107,24 @@ def _compared(
     before = tables["before"]
     targets = (*before.emotions, *aligned.families)
     plan = aligned.layer_plan
-    pools = [[before.layers.index(layer) for layer in g] for g in plan.values()]
-    pooled = {name: levels.over(pools) for name, levels in aligned.levels.items()}
-    layers = tuple(str(layer) for layer in before.layers)
-    figures = partial(figure_set, n_resamples=n_resamples, seed=seed)
-    by_layer = partial(figures, labels=(before.readers, layers, targets))
-    by_group = partial(figures, labels=(before.readers, tuple(plan), targets))
-    summary = by_group(pooled, base=aligned.base.over(pools))
+    pools = {n: [before.layers.index(x) for x in g] for n, g in plan.items()}
+    pooled = {n: own.over(list(pools.values())) for n, own in aligned.levels.items()}
+    figures = partial(
+        _by_layer_and_group,
+        pools=pools,
+        names=(before.readers, before.layers, targets),
+        n_resamples=n_resamples,
+        seed=seed,
+    )
+    decision, summary = figures(aligned.levels, base=aligned.base)
     assistant = assistant_summary = None
     if aligned.assistant is not None and aligned.assistant_base is not None:
-        spoken = {"base": aligned.assistant_base, "position": "assistant"}
-        assistant = by_layer(aligned.assistant, **spoken)
-        spoken["base"] = aligned.assistant_base.over(pools)
-        assistant_summary = by_group(
-            {name: levels.over(pools) for name, levels in aligned.assistant.items()},
-            **spoken,
+        assistant, assistant_summary = figures(
+            aligned.assistant, base=aligned.assistant_base, position="assistant"
         )
     headline = tuple(name for name in HEADLINE if name in targets)
     return Comparison(
-        decision=by_layer(aligned.levels, base=aligned.base),
+        decision=decision,
         summary=summary,
         assistant=assistant,
         assistant_summary=assistant_summary,
@@ -155,6 +154,32 @@ def _compared(
         training=training,
         run=run,
     )
+
+
+def _by_layer_and_group(
+    levels: Mapping[str, Levels],
+    *,
+    base: Levels,
+    pools: Mapping[str, Sequence[int]],
+    names: tuple[Sequence[str], Sequence[int], Sequence[str]],
+    **how: Any,
+) -> tuple[FigureSet, FigureSet]:
+    """Return the figures of every layer, and those of every group of layers.
+
+    A group of one layer has that layer's figures.
+    """
+    readers, numbers, targets = names
+    layers = [str(layer) for layer in numbers]
+    wide = {name: pool for name, pool in pools.items() if len(pool) > 1}
+    groups = list(wide.values())
+    found = figure_set(
+        {arm: own.and_over(groups) for arm, own in levels.items()},
+        base=base.and_over(groups),
+        labels=(readers, [*layers, *wide], targets),
+        **how,
+    )
+    own = {n: n if n in wide else layers[pool[0]] for n, pool in pools.items()}
+    return found.at(dict(zip(layers, layers, strict=True))), found.at(own)
 
 
 def _across(

@@ -14,7 +14,7 @@ from emoreg.comparison.figures import FigureSet, Levels
 from emoreg.comparison.moves import Move
 from emoreg.comparison.plane import Plane
 from emoreg.comparison.rounds import RoundTrend
-from emoreg.comparison.tokens import TokenReadings
+from emoreg.comparison.token_readings import TokenReadings
 from emoreg.comparison.verdict import Check, Judgement
 from emoreg.statistics.bootstrap import Intervals
 

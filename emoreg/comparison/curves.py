@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from emoreg.comparison.comparison import Comparison
 from emoreg.comparison.figures import FigureSet
-from emoreg.vectors.emotion_vectors import RANDOM
+from emoreg.vectors.reader_names import RANDOM
 
 ARM_LABELS = {
     "after": "after, with terms",

@@ -5,18 +5,15 @@ a layer or a group of layers; a *target* is an emotion or a family of emotions.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, final
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from emoreg.statistics.bootstrap import (
-    Intervals,
-    bootstrap_mean,
-    bootstrap_ratio,
-)
+from emoreg.statistics.bootstrap import Intervals, bootstrap_mean
 from emoreg.statistics.effects import cliffs_delta, paired_effects
+from emoreg.statistics.pair_intervals import bootstrap_pair
 from emoreg.vectors.twins import TwinDifferences
 
 RATIO_STANDARD_ERRORS = 3.0
@@ -53,6 +50,16 @@ class Levels:
         """Average over groups of places, one new place per group."""
         return Levels(
             failing=_pool(self.failing, groups), passing=_pool(self.passing, groups)
+        )
+
+    def and_over(self, groups: Sequence[Sequence[int]]) -> "Levels":
+        """Return the places that there are, and behind them one per group."""
+        if not groups:
+            return self
+        pooled = self.over(groups)
+        return Levels(
+            failing=np.concatenate([self.failing, pooled.failing], axis=2),
+            passing=np.concatenate([self.passing, pooled.passing], axis=2),
         )
 
 
@@ -94,6 +101,23 @@ class FigureSet:
         """Slope after minus slope of the control arm; None without one."""
         control = self.arms.get("control")
         return None if control is None else control.after_minus
+
+    def at(self, places: Mapping[str, str]) -> "FigureSet":
+        """Return the figures of some places, each by its new name."""
+        rows = [self.places.index(place) for place in places.values()]
+        arms = {
+            arm: ArmFigures(
+                **{x.name: _picked(getattr(own, x.name), rows) for x in fields(own)}
+            )
+            for arm, own in self.arms.items()
+        }
+        return replace(
+            self,
+            places=tuple(places),
+            arms=arms,
+            base_errors=self.base_errors[:, rows],
+            ratio_shown=self.ratio_shown[:, rows],
+        )
 
     def index(self, reader: str, place: str, target: str) -> tuple[int, int, int]:
         """Return the index of one figure."""
@@ -165,30 +189,25 @@ def figure_set(
     """
     errors = slope_in_standard_errors(base.slope)
     shown = np.abs(errors) > RATIO_STANDARD_ERRORS
-    settings: Any = {"n_resamples": n_resamples, "seed": seed}
-    settings |= {"keep": False, "expand": True}
-    before = arms["before"].slope
+    settings: Any = {"n_resamples": n_resamples, "seed": seed, "expand": True}
     figures: dict[str, ArmFigures] = {}
     for name, levels in arms.items():
-        change = ratio = after_minus = None
-        if name not in ("before", "after"):
-            gap = arms["after"].slope - levels.slope
-            after_minus = bootstrap_mean(gap, **settings)
-        if name != "before":
-            change = bootstrap_mean(levels.slope - before, **settings)
-            ratio = _ratio_where(shown, levels.slope, before, **settings)
-        figures[name] = ArmFigures(
-            slope=bootstrap_mean(levels.slope, **settings),
-            d_z=paired_effects(levels.passing, levels.failing).d_z,
-            cliffs_delta=cliffs_delta(levels.failing, levels.passing),
-            fail_level=levels.failing.mean(axis=0),
-            pass_level=levels.passing.mean(axis=0),
-            change=change,
-            ratio=ratio,
-            after_minus=after_minus,
+        if name == "before":
+            continue
+        pair = bootstrap_pair(
+            arms["before"].slope, levels.slope, ratios=shown, **settings
         )
-        if ratio is not None:
-            shown = shown & np.isfinite(ratio.estimate)
+        ratio = _firm(pair.ratio)
+        shown = shown & np.isfinite(ratio.estimate)
+        after_minus = None
+        if name != "after":
+            gap = arms["after"].slope - levels.slope
+            after_minus = bootstrap_mean(gap, keep=False, **settings)
+        if "before" not in figures:
+            figures["before"] = _figures(arms["before"], pair.first)
+        figures[name] = _figures(
+            levels, pair.second, change=pair.change, ratio=ratio, beyond=after_minus
+        )
     readers, places, targets = (tuple(names) for names in labels)
     return FigureSet(
         position=position,
@@ -210,40 +229,44 @@ def slope_in_standard_errors(
         return np.nan_to_num(slope.mean(axis=0) / error)
 
 
-def _ratio_where(
-    shown: Bool[np.ndarray, "reader place target"],
-    after: Float[np.ndarray, "prompt reader place target"],
-    before: Float[np.ndarray, "prompt reader place target"],
+def _picked(figures: Any, places: Sequence[int]) -> Any:
+    """Return the figures of some places, be they intervals, an array or none."""
+    if isinstance(figures, Intervals):
+        ends = {x: getattr(figures, x)[:, places] for x in ("estimate", "low", "high")}
+        return replace(figures, **ends)
+    return None if figures is None else figures[:, places]
+
+
+def _figures(
+    levels: Levels,
+    slope: Intervals,
     *,
-    n_resamples: int,
-    seed: int,
-    keep: bool,
-    expand: bool,
-) -> Intervals:
-    """Return ratios where the base slope carries one, NaN elsewhere."""
-    ratio = bootstrap_ratio(
-        after[:, shown],
-        before[:, shown],
-        n_resamples=n_resamples,
-        seed=seed,
-        keep=keep,
-        expand=expand,
+    change: Intervals | None = None,
+    ratio: Intervals | None = None,
+    beyond: Intervals | None = None,
+) -> ArmFigures:
+    """Return an arm's figures: these, and those that have no interval."""
+    return ArmFigures(
+        slope=slope,
+        d_z=paired_effects(levels.passing, levels.failing).d_z,
+        cliffs_delta=cliffs_delta(levels.failing, levels.passing),
+        fail_level=levels.failing.mean(axis=0),
+        pass_level=levels.passing.mean(axis=0),
+        change=change,
+        ratio=ratio,
+        after_minus=beyond,
     )
-    crossing = ratio.crossing
-    assert crossing is not None
-    firm = crossing <= RATIO_CROSSING
-    laid = {}
-    for name in ("estimate", "low", "high"):
-        full = np.full(shown.shape, np.nan)
-        full[shown] = np.where(firm, getattr(ratio, name), np.nan)
-        laid[name] = full
-    return Intervals(
-        **laid,
-        n=ratio.n,
-        dropped=ratio.dropped,
-        confidence=ratio.confidence,
-        method=ratio.method,
-    )
+
+
+def _firm(ratio: Intervals) -> Intervals:
+    """Return ratios with NaN where the base slope could have the other sign."""
+    assert ratio.crossing is not None
+    firm = ratio.crossing <= RATIO_CROSSING  # not so where it is NaN
+    ends = {
+        name: np.where(firm, getattr(ratio, name), np.nan)
+        for name in ("estimate", "low", "high")
+    }
+    return replace(ratio, **ends, crossing=None)
 
 
 def _pool(

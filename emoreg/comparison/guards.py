@@ -20,9 +20,10 @@ from emoreg.residual.tokens import TurnMarkers, conversation_ids
 from emoreg.statistics.bootstrap import bootstrap_mean
 from emoreg.vectors.accuracy import accuracy, named
 from emoreg.vectors.corpus import Corpus
-from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.extract import neutral_ids
 from emoreg.vectors.pooled import pool_stories
+from emoreg.vectors.reader_names import LDA
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,7 +30,8 @@ from emoreg.residual.pooling import Passage
 from emoreg.residual.store import ActivationStore
 from emoreg.training.reference import Reference, as_conversations
 from emoreg.vectors.emotion_vectors import EmotionVectors
-from emoreg.vectors.reading import Segment, Take, project_spans, turn_passages
+from emoreg.vectors.reading import Take, project_spans, turn_passages
+from emoreg.vectors.segment import Segment
 from emoreg.vectors.transcripts import Conversation, Transcript
 
 

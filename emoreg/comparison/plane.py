@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 from jaxtyping import Float
 
-from emoreg.vectors.emotion_vectors import EmotionVectors
+if TYPE_CHECKING:  # it brings torch along, which tables are compared without
+    from emoreg.vectors.emotion_vectors import EmotionVectors
 
 FEWEST: Final = 8
 """Emotions that a plane must have: two components hold nearly all of fewer."""
@@ -89,7 +90,7 @@ class Plane:
         )
 
 
-def plane_of(vectors: EmotionVectors, layers: Sequence[int]) -> Plane | None:
+def plane_of(vectors: "EmotionVectors", layers: Sequence[int]) -> Plane | None:
     """Return the plane of the emotion vectors proper at the middle one of `layers`.
 
     Args:

@@ -28,6 +28,8 @@ from emoreg.comparison.shifts import shift_limits
 _VERSION_STYLE = {"failing": (LIGHT["fail"], "-"), "passing": (LIGHT["pass"], "--")}
 _INK, _MUTED, _GRID = LIGHT["ink"], LIGHT["muted"], LIGHT["line"]
 _COLUMNS = 3
+_POINTS = 250
+"""Prompts drawn as points below a distribution; of more, each is a stroke."""
 _METADATA = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
@@ -94,6 +96,7 @@ def _panels(count: int, *, height: float) -> tuple[Any, list[Any]]:
 def _written(figure: Any, kind: str) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=130, metadata=_METADATA[kind])
+    figure.set_layout_engine("none")  # laid out once for all formats
     return buffer.getvalue()
 
 
@@ -123,19 +126,16 @@ def _ridge(axis: Any, sample: Any, floor: int, tallest: float, version: str) -> 
     shade = 0.22 if version == "failing" else 0.1
     axis.fill_between(sample.grid, floor, height, color=colour, alpha=shade, lw=0)
     axis.plot(sample.grid, height, color=colour, ls=dash, lw=1.4)
-    depth = np.full(
-        len(sample.values), floor - (0.08 if version == "failing" else 0.17)
-    )
+    depth = floor - (0.08 if version == "failing" else 0.17)
+    if len(sample.values) > _POINTS:
+        # As many as overlap: strokes, all of them one line with gaps.
+        ends = np.array([depth - 0.03, depth + 0.03, np.nan])
+        strokes = np.repeat(sample.values, 3), np.tile(ends, len(sample.values))
+        axis.plot(*strokes, color=colour, lw=0.4, alpha=0.6)
+        return
     marker, fill = ("o", colour) if version == "failing" else ("D", "none")
-    axis.scatter(
-        sample.values,
-        depth,
-        s=6,
-        marker=marker,
-        facecolors=fill,
-        edgecolors=colour,
-        lw=0.6,
-    )
+    heights = np.full(len(sample.values), depth)
+    axis.plot(sample.values, heights, marker, ms=2.45, mfc=fill, mec=colour, mew=0.6)
 
 
 def _slopes(comparison: Comparison) -> Any:

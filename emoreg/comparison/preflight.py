@@ -24,11 +24,8 @@ from emoreg.validation.check import Check, Figure
 from emoreg.validation.steering import STRENGTHS, word_shifts
 from emoreg.validation.subject import Subject
 from emoreg.vectors.corpus import Corpus, Roles
-from emoreg.vectors.emotion_vectors import (
-    MEAN_DIFFERENCE,
-    RANDOM,
-    EmotionVectors,
-)
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import MEAN_DIFFERENCE, RANDOM
 from emoreg.vectors.steering import layer_near
 from emoreg.vectors.transcripts import Conversation, Transcript
 from emoreg.vectors.whole_files import write_whole

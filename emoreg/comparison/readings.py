@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from emoreg.comparison.samples import average_samples
 from emoreg.comparison.table_file import (
@@ -49,6 +49,8 @@ SEGMENT_SCHEMA = pa.schema(
 
 FIXED, ON_POLICY = "fixed", "on-policy"
 """What was read: text that was given, or replies that the model itself wrote."""
+_INDEX = ("segment", "reader", "layer", "emotion")
+"""The columns that say which number a row is, in the order of the axes."""
 _CHUNK = 500_000
 """Readings that `save` hands on at a time."""
 
@@ -181,30 +183,14 @@ class Readings:
                 "one with `emoreg measure` or `Readings.save`."
             )
         try:
-            schema = pq.read_schema(source)
-            # What can be computed from the rest is for other programs.
-            wanted = [name for name in schema.names if name not in ("cosine", "z")]
-            table = pq.read_table(source, columns=wanted)
+            with pq.ParquetFile(source) as file:
+                axes, meta = _marks(file.schema_arrow, source)
+                return cls(**_dense(file, axes, source), meta=meta)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
                 f"{source} must be a whole parquet file, found one that cannot be "
                 f"read ({error}); it may be truncated: measure again or copy it anew."
             ) from error
-        stored = schema.metadata or {}
-        missing = [name for name in VALUE_COLUMNS if name not in schema.names]
-        if META_KEY not in stored or AXES_KEY not in stored or missing:
-            raise ValueError(
-                f"{source} must be a readings table written by emoreg, found parquet "
-                f"without {'columns ' + ', '.join(missing) if missing else 'its marks'}"
-                "; pass a file written by `emoreg measure` or `Readings.save`."
-            )
-        axes = json.loads(stored[AXES_KEY])
-        if axes.get("format") != FORMAT:
-            raise ValueError(
-                f"{source} must have format {FORMAT!r}, found {axes.get('format')!r}; "
-                "read it with the version of emoreg that wrote it."
-            )
-        return cls(**_dense(table, axes, source), meta=json.loads(stored[META_KEY]))
 
     def _pairs(self, position: str) -> TwinPairs:
         names = ("prompt", "variant", "turn", "failure", "position")
@@ -247,65 +233,84 @@ def _check_axis(name: str, labels: tuple[str, ...] | tuple[int, ...]) -> None:
         )
 
 
-def _dense(table: pa.Table, axes: dict[str, Any], source: Path) -> dict[str, Any]:
-    """Return the constructor's arguments from the long table, in any row order."""
-    readers, emotions = axes["readers"], axes["emotions"]
-    shape = (axes["n_segments"], len(readers), len(axes["layers"]), len(emotions))
-    place = _row_places(table, axes, shape)
-    if place is None:
+def _marks(schema: pa.Schema, source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a file's axes and `meta`, if it is a table of readings."""
+    stored = schema.metadata or {}
+    missing = [name for name in VALUE_COLUMNS if name not in schema.names]
+    if META_KEY not in stored or AXES_KEY not in stored or missing:
+        raise ValueError(
+            f"{source} must be a readings table written by emoreg, found parquet "
+            f"without {'columns ' + ', '.join(missing) if missing else 'its marks'}"
+            "; pass a file written by `emoreg measure` or `Readings.save`."
+        )
+    axes = json.loads(stored[AXES_KEY])
+    if axes.get("format") != FORMAT:
+        raise ValueError(
+            f"{source} must have format {FORMAT!r}, found {axes.get('format')!r}; "
+            "read it with the version of emoreg that wrote it."
+        )
+    return axes, json.loads(stored[META_KEY])
+
+
+def _dense(file: pq.ParquetFile, axes: dict[str, Any], source: Path) -> dict[str, Any]:
+    """Return the constructor's arguments from the long table, in any row order.
+
+    A column at a time: of millions of rows, all of them take gigabytes.
+    """
+    readers, layers, emotions = axes["readers"], axes["layers"], axes["emotions"]
+    shape = (axes["n_segments"], len(readers), len(layers), len(emotions))
+    order = _row_order(file.read(columns=list(_INDEX)), axes, shape)
+    if order is None:
         raise ValueError(
             f"{source} must hold each segment, reader, layer and emotion once "
-            f"({int(np.prod(shape))} rows), found {table.num_rows} rows that do not "
+            f"({int(np.prod(shape))} rows), found rows that do not "
             "fill the grid; rows were removed or repeated: load the original file."
         )
-    values = np.empty(shape, np.float32)
-    values.reshape(-1)[place] = table["projection"].to_numpy()
-    norms = np.empty(shape, np.float32)
-    norms.reshape(-1)[place] = table["resid_norm"].to_numpy()
-    first = np.empty(int(np.prod(shape)), np.int64)
-    first[place] = np.arange(len(place))
-    rows = first.reshape(shape[0], -1)[:, 0]
-    kept = [name for name in table.column_names if name not in VALUE_COLUMNS]
-    segments = table.select(kept).take(pa.array(rows))
-    for name in kept:
-        if pa.types.is_dictionary(segments.schema.field(name).type):
-            plain = segments[name].cast(pa.string())
-            segments = segments.set_column(kept.index(name), name, plain)
+
+    def column(name: str) -> pa.ChunkedArray:
+        return file.read(columns=[name])[name]
+
+    grid = order.reshape(shape)
+    norms = column("resid_norm").to_numpy()[grid[:, 0, :, 0]]
+    first = pa.array(grid[:, 0, 0, 0])
+    segments = {}
+    for name in file.schema_arrow.names:
+        if name in VALUE_COLUMNS:
+            continue
+        taken = column(name).take(first).combine_chunks()
+        if pa.types.is_dictionary(taken.type):
+            taken = taken.cast(pa.string())
+        segments[name] = taken
     return {
-        "segments": segments.combine_chunks(),
-        "values": values,
-        "resid_norm": norms[:, 0, :, 0],
+        "segments": pa.table(segments),
+        "values": column("projection").to_numpy()[order].reshape(shape),
+        "resid_norm": norms,
         "readers": tuple(readers),
-        "layers": tuple(axes["layers"]),
+        "layers": tuple(layers),
         "emotions": tuple(emotions),
     }
 
 
-def _row_places(
+def _row_order(
     table: pa.Table, axes: dict[str, Any], shape: tuple[int, ...]
-) -> np.ndarray | None:
-    """Return each row's flat index, or None if the rows do not fill the grid."""
+) -> Int[np.ndarray, " row"] | None:
+    """Return which row is each of the grid's, or None if they do not fill it."""
     if table.num_rows != int(np.prod(shape)):
         return None
-    indices = [table["segment"].to_numpy()]
-    for name, key in (
-        ("reader", "readers"),
-        ("layer", "layers"),
-        ("emotion", "emotions"),
-    ):
-        order = {label: number for number, label in enumerate(axes[key])}
-        column = table[name].combine_chunks()
-        if not pa.types.is_dictionary(column.type):
-            column = column.dictionary_encode()
-        known = [order.get(label, -1) for label in column.dictionary.to_pylist()]
-        indices.append(np.asarray(known, np.int64)[column.indices.to_numpy()])
-    inside = all(
-        ((index >= 0) & (index < size)).all()
-        for index, size in zip(indices, shape, strict=True)
-    )
-    if not inside:
-        return None
-    place = np.asarray(np.ravel_multi_index(tuple(indices), shape))
-    filled = np.zeros(len(place), bool)
-    filled[place] = True
-    return place if filled.all() else None
+    place = np.zeros(table.num_rows, np.int64)
+    for name, size in zip(_INDEX, shape, strict=True):
+        if name == "segment":
+            index = table[name].to_numpy()
+        else:
+            column = table[name].combine_chunks()
+            if not pa.types.is_dictionary(column.type):
+                column = column.dictionary_encode()
+            numbers = {label: number for number, label in enumerate(axes[f"{name}s"])}
+            known = [numbers.get(label, -1) for label in column.dictionary.to_pylist()]
+            index = np.asarray(known, np.int64)[column.indices.to_numpy()]
+        if index.min(initial=0) < 0 or index.max(initial=0) >= size:
+            return None
+        place = place * size + index
+    order = np.full(len(place), -1)
+    order[place] = np.arange(len(place))
+    return None if (order < 0).any() else order

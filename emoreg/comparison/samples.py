@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from emoreg.vectors.reading import Segment
+from emoreg.vectors.segment import Segment
 from emoreg.vectors.transcripts import Conversation
 
 SAMPLE_FIELDS = (("sample", pa.int32()), ("seed", pa.int64()))

@@ -1,8 +1,7 @@
-"""Readings of every token of a few transcripts, kept beside a table's readings."""
+"""Reading every token of a few transcripts, to keep beside a table's readings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -10,11 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from emoreg.comparison.token_readings import TokenReadings
 from emoreg.residual.batches import Batch, read_stream
 from emoreg.residual.capture import Captured
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
 from emoreg.training.reference import Reference
-from emoreg.vectors.emotion_vectors import LOGISTIC, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import LOGISTIC
 from emoreg.vectors.transcripts import Conversation
 
 SHOWN: Final = ("desperate", "calm", "distressed", "serene")
@@ -22,56 +23,6 @@ SHOWN: Final = ("desperate", "calm", "distressed", "serene")
 _MOST_PARTS = 8
 """Tokens that one character may need; more are text that can't be decoded."""
 _BROKEN = "\ufffd"
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class TokenReadings:
-    """One transcript, token by token.
-
-    Tokens that are parts of one character are joined, and have their mean reading.
-    """
-
-    id: str
-    style: str
-    reader: str
-    layer: int
-    emotions: tuple[str, ...]
-    pieces: tuple[str, ...]
-    """The text; joined it is the conversation as the model reads it."""
-    spoken: tuple[bool, ...]
-    """Which pieces are the Assistant's own words."""
-    decisions: dict[int, float | None]
-    """By the piece of each decision token, how far the feedback before it failed."""
-    values: Float[np.ndarray, "piece emotion"]
-    """Z-scores: projection minus the reference's mean at passing decision tokens, over
-    its standard deviation there."""
-
-    def described(self) -> dict[str, Any]:
-        """Return it JSON-able, two decimals, for a table's `meta`."""
-        return {
-            "id": self.id,
-            "style": self.style,
-            "reader": self.reader,
-            "layer": self.layer,
-            "emotions": list(self.emotions),
-            "pieces": list(self.pieces),
-            "spoken": [int(own) for own in self.spoken],
-            "decisions": [[at, failed] for at, failed in self.decisions.items()],
-            "values": self.values.T.round(2).tolist(),
-        }
-
-    @classmethod
-    def restored(cls, found: Mapping[str, Any]) -> "TokenReadings":
-        """Return what `described` wrote."""
-        return cls(
-            emotions=tuple(found["emotions"]),
-            pieces=tuple(found["pieces"]),
-            spoken=tuple(bool(own) for own in found["spoken"]),
-            decisions={int(at): failed for at, failed in found["decisions"]},
-            values=np.asarray(found["values"], np.float64).T,
-            **{name: found[name] for name in ("id", "style", "reader", "layer")},
-        )
 
 
 def chosen(conversations: Sequence[Conversation], most: int) -> list[Conversation]:
@@ -153,24 +104,6 @@ def _in_units(
     read = read[:, list(vectors.emotion_indices(emotions))]
     level = reference.unit("success_level", **unit)[0]
     return ((read - level) / reference.unit("success_std", **unit)[0]).numpy()
-
-
-def kept_in_both(
-    before: Mapping[str, Any], after: Mapping[str, Any]
-) -> tuple[tuple[TokenReadings, TokenReadings], ...]:
-    """Return the transcripts that two tables' `meta` hold, in pairs, of the same text.
-
-    What each model wrote for itself, or another tokenizer cut, is left out.
-    """
-    pairs = []
-    others = {found["id"]: found for found in after.get("transcripts") or ()}
-    same = ("pieces", "spoken", "reader", "layer", "emotions")
-    for found in before.get("transcripts") or ():
-        other = others.get(found["id"])
-        if other and all(found[name] == other[name] for name in same):
-            pair = TokenReadings.restored(found), TokenReadings.restored(other)
-            pairs.append(pair)
-    return tuple(pairs)
 
 
 def _by_piece(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from emoreg.comparison.phrases import signed
-from emoreg.comparison.tokens import TokenReadings
+from emoreg.comparison.token_readings import TokenReadings
 
 SHADES = 5
 """On each side of nought."""

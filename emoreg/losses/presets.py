@@ -23,12 +23,8 @@ from emoreg.losses.term import (
 from emoreg.losses.twins import TwinPenalty
 from emoreg.residual.layers import LayerPlan
 from emoreg.vectors.corpus import Corpus, Roles
-from emoreg.vectors.emotion_vectors import (
-    LDA,
-    MEAN_DIFFERENCE,
-    RANDOM,
-    EmotionVectors,
-)
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import LDA, MEAN_DIFFERENCE, RANDOM
 
 logger = logging.getLogger(__name__)
 

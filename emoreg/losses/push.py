@@ -11,7 +11,8 @@ from torch import Tensor
 from emoreg.losses.presets import ReferenceUnits, check_same_vectors
 from emoreg.losses.term import refuse_audit_items
 from emoreg.vectors.corpus import Corpus, Roles
-from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import MEAN_DIFFERENCE
 
 
 @final

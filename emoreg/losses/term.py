@@ -12,7 +12,8 @@ from torch import Tensor
 
 from emoreg.vectors.audit_split import AuditSplit
 from emoreg.vectors.corpus import Roles
-from emoreg.vectors.emotion_vectors import RANDOM, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import RANDOM
 from emoreg.vectors.readers import AUDIT_READERS
 
 Reduce = Callable[[Tensor], Tensor]

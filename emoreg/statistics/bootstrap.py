@@ -129,7 +129,7 @@ def bootstrap_mean(
 
     def chunk(where: slice) -> None:
         away = flat[:, where] - estimate[where]
-        moves = _resampled_means(away, counts)
+        moves = resampled_means(away, counts)
         if stored is not None:
             stored[:, where] = estimate[where] + moves.T
         bounds = mean_bounds(moves, away, method=method, confidence=inner)
@@ -180,23 +180,23 @@ def bootstrap_ratio(
     check_settings(n_resamples, confidence)
     pair, dropped = complete_pairs(numerator, denominator, missing=missing)
     n, shape = len(pair), numerator.shape[1:]
-    top, bottom = pair[:, 0], pair[:, 1]
     counts = resample_counts(n, n_resamples=n_resamples, seed=seed)
+    mean = pair.mean(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = top.mean(axis=0) / bottom.mean(axis=0)
+        estimate = mean[0] / mean[1]
     low, high, crossing = (np.empty_like(estimate) for _ in range(3))
-    stored = np.empty((n_resamples, top.shape[1])) if keep else None
+    stored = np.empty((n_resamples, pair.shape[2])) if keep else None
     inner = expanded(confidence, n) if expand else confidence
 
     def chunk(where: slice) -> None:
-        ratios, crossing[where] = _resampled_ratios(
-            top[:, where], bottom[:, where], counts
-        )
+        away = pair[..., where] - mean[:, where]
+        above, below = (resampled_means(away[:, row], counts) for row in range(2))
+        ratios, crossing[where] = resampled_ratios(above, below, mean[:, where])
         if stored is not None:
             stored[:, where] = ratios.T
         low[where], high[where] = percentile_bounds(ratios, confidence=inner)
 
-    in_threads(chunk, figure_chunks(top.shape[1], n_resamples))
+    in_threads(chunk, figure_chunks(pair.shape[2], n_resamples))
     return Intervals(
         estimate=estimate.reshape(shape),
         low=low.reshape(shape),
@@ -239,7 +239,7 @@ def resample_counts(
     return counts
 
 
-def _resampled_means(
+def resampled_means(
     away: Float[np.ndarray, "cluster figure"],
     counts: Float[np.ndarray, "resample cluster"],
 ) -> Float[np.ndarray, "figure resample"]:
@@ -251,19 +251,25 @@ def _resampled_means(
     return (away.astype(np.float32).T @ counts.T) / np.float32(len(away))
 
 
-def _resampled_ratios(
-    top: Float[np.ndarray, "cluster figure"],
-    bottom: Float[np.ndarray, "cluster figure"],
-    counts: Float[np.ndarray, "resample cluster"],
+def resampled_ratios(
+    above: Float[np.ndarray, "figure resample"],
+    below: Float[np.ndarray, "figure resample"],
+    means: Float[np.ndarray, "two figure"],
 ) -> tuple[Float[np.ndarray, "figure resample"], Float[np.ndarray, " figure"]]:
-    """Return resampled ratios of means, and how often the lower one crosses zero."""
-    above, below = (
-        _resampled_means(x - mean, counts) + mean[:, None].astype(np.float32)
-        for x, mean in ((top, top.mean(axis=0)), (bottom, bottom.mean(axis=0)))
+    """Return resampled ratios of means, and how often the lower one crosses zero.
+
+    Args:
+        above: Resampled deviations of the numerator (`resampled_means`).
+        below: Of the denominator.
+        means: What these and those deviate from.
+    """
+    top, bottom = (
+        drawn + mean[:, None].astype(np.float32)
+        for drawn, mean in zip((above, below), means, strict=True)
     )
-    crossing = (below * np.sign(bottom.mean(axis=0))[:, None] <= 0).mean(axis=1)
+    crossing = (bottom * np.sign(means[1])[:, None] <= 0).mean(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return above / below, crossing
+        return top / bottom, crossing
 
 
 def complete_clusters(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, Int8, Shaped
 
 from emoreg.statistics.bootstrap import (
     Intervals,
@@ -20,14 +20,13 @@ from emoreg.statistics.bootstrap import (
 from emoreg.statistics.bounds import percentile_bounds
 from emoreg.statistics.permutation import (
     check_flips,
-    flip_chunks,
+    flip_signs,
     is_exact,
     p_value,
 )
-from emoreg.statistics.threads import in_threads
 
-# Resampled steps held at once, as many as a core's cache holds.
-_CHUNK_NUMBERS = 400_000
+_TIE = 1e-10
+"""By what share a flip's distance may fall short of an observed one that it equals."""
 
 
 @final
@@ -66,8 +65,8 @@ def swapped_distances(
     one cluster may depend on each other in any way. Exact enumeration, and the 1 that
     is added otherwise, as in `sign_flip`.
 
-    Per figure the work is `n_flips` times all numbers: a fifth of a second for 1,000
-    clusters of one number each. For headline figures rather than for every layer.
+    Per figure the work is `n_flips` times all numbers: for headline figures rather
+    than for every layer.
 
     Args:
         first: Numbers of each cluster under one model; NaN where there are fewer. For
@@ -92,12 +91,12 @@ def swapped_distances(
     one = np.asarray(first, dtype=np.float64).reshape(n, first.shape[1], -1)
     two = np.asarray(second, dtype=np.float64).reshape(n, second.shape[1], -1)
 
-    def figure(k: int) -> tuple[float, ...]:
-        return _one_figure(one[..., k], two[..., k], n_flips=n_flips, seed=seed)
-
-    found = np.array(in_threads(figure, range(one.shape[2]))).reshape(-1, 5)
-    ks, ks_p, area, area_p, null = (column.reshape(shape) for column in found.T)
     exact = is_exact(n, n_flips)
+    signs = np.ascontiguousarray(flip_signs(n, n_flips=n_flips, seed=seed).T)
+    found = np.empty((5, one.shape[2]))
+    for k in range(one.shape[2]):
+        found[:, k] = _one_figure(one[..., k], two[..., k], signs, exact=exact)
+    ks, ks_p, area, area_p, null = (row.reshape(shape) for row in found)
     return Distances(
         ks=ks,
         ks_p=ks_p,
@@ -147,14 +146,14 @@ def bootstrap_wasserstein(
     flat, dropped = complete_pairs(first, second, missing=missing)
     n, shape = len(flat), first.shape[1:]
     counts = resample_counts(n, n_resamples=n_resamples, seed=seed)
-    estimate, low, high = (np.empty(flat.shape[2]) for _ in range(3))
-
-    def one(figure: int) -> None:
-        estimate[figure], drawn = _resampled_area(flat[..., figure], counts)
-        bounds = percentile_bounds(drawn[None], confidence=confidence)
-        low[figure], high[figure] = (end[0] for end in bounds)
-
-    in_threads(one, range(flat.shape[2]))
+    times = np.ascontiguousarray(counts.T)
+    estimate, low, high = np.empty((3, flat.shape[2]))
+    for figure in range(flat.shape[2]):
+        walk = _steps(flat[:, :1, figure], flat[:, 1:, figure])
+        [estimate[figure]] = _walked(*walk, np.ones((n, 1)))[1]
+        drawn = _walked(*walk, times)[1]
+        ends = percentile_bounds(drawn[None], confidence=confidence)
+        low[figure], high[figure] = (end[0] for end in ends)
     return Intervals(
         estimate=estimate.reshape(shape),
         low=low.reshape(shape),
@@ -166,57 +165,50 @@ def bootstrap_wasserstein(
     )
 
 
-def _resampled_area(
-    pair: Float[np.ndarray, "cluster two"],
-    counts: Float[np.ndarray, "resample cluster"],
-) -> tuple[float, Float[np.ndarray, " resample"]]:
-    """Return the distance of a pair of samples, and of each of their resamples."""
-    values, steps, owner = _steps(pair[:, :1], pair[:, 1:])
-    gaps, n = np.diff(values), len(pair)
-    # In whole numbers, which single precision holds without error.
-    signs, widths = np.sign(steps).astype(np.float32), (gaps / n).astype(np.float32)
-    drawn, size = [], max(1, _CHUNK_NUMBERS // (2 * n))
-    for start in range(0, len(counts), size):
-        moved = counts[start : start + size, owner]
-        moved *= signs
-        np.cumsum(moved, axis=1, out=moved)
-        np.abs(moved, out=moved)
-        drawn.append(moved[:, :-1] @ widths)
-    return float(np.abs(np.cumsum(steps)[:-1]) @ gaps), np.concatenate(drawn)
-
-
 def _one_figure(
     one: Float[np.ndarray, "cluster one"],
     two: Float[np.ndarray, "cluster two"],
+    signs: Int8[np.ndarray, "cluster flip"],
     *,
-    n_flips: int,
-    seed: int,
+    exact: bool,
 ) -> tuple[float, float, float, float, float]:
     """Return KS, its p, Wasserstein-1, its p and its mean under the null."""
-    values, steps, owner = _steps(one, two)
-    gaps = np.diff(values)
-    # Within a tie the functions have not stepped in full.
-    ends = gaps > 0
-    n, tried = len(one), 0
-    height = np.abs(np.cumsum(steps)[:-1])
-    ks, area = float(height[ends].max(initial=0.0)), float(height @ gaps)
-    ks_reached, area_reached, total = 0, 0, 0.0
-    for signs in flip_chunks(n, n_flips=n_flips, seed=seed, width=len(steps)):
-        moved = signs[:, owner]
-        moved *= steps
-        np.cumsum(moved, axis=1, out=moved)
-        np.abs(moved, out=moved)
-        heights = moved[:, :-1]
-        areas = heights @ gaps
-        stepped = heights if ends.all() else np.where(ends, heights, 0.0)
-        largest = stepped.max(axis=1, initial=0.0)
-        ks_reached += int((largest >= ks - 1e-10).sum())
-        area_reached += int((areas >= area * (1 - 1e-10)).sum())
-        total += float(areas.sum())
-        tried += len(signs)
-    exact = is_exact(n, n_flips)
-    p = p_value(np.array([ks_reached, area_reached]), tried, exact=exact)
-    return ks, float(p[0]), area, float(p[1]), total / tried
+    walk = _steps(one, two)
+    [ks], [area] = _walked(*walk, np.ones((len(one), 1)))
+    heights, areas = _walked(*walk, signs)
+    reached = (heights >= ks * (1 - _TIE)).sum(), (areas >= area * (1 - _TIE)).sum()
+    p = p_value(np.array(reached), len(areas), exact=exact)
+    return float(ks), float(p[0]), float(area), float(p[1]), float(areas.mean())
+
+
+def _walked(
+    values: Float[np.ndarray, " number"],
+    steps: Float[np.ndarray, " number"],
+    owner: Int[np.ndarray, " number"],
+    times: Shaped[np.ndarray, "cluster draw"],
+) -> tuple[Float[np.ndarray, " draw"], Float[np.ndarray, " draw"]]:
+    """Return the largest `|D|` and the area below it, of every draw.
+
+    From number to number, all draws at once: ten thousand running sums stay in a
+    core's cache, where their whole paths would not.
+
+    Args:
+        values: All numbers in order, with the two that follow, by `_steps`.
+        steps: By how much each moves `D`.
+        owner: Its cluster.
+        times: How often a draw has each cluster; -1 where its models are swapped.
+    """
+    height, size, largest, area = np.zeros((4, times.shape[1]))
+    moves = zip(steps.tolist(), owner.tolist(), np.diff(values).tolist(), strict=False)
+    for step, cluster, gap in moves:
+        np.multiply(times[cluster], step, out=size)
+        height += size
+        if gap > 0:  # within a tie the functions have not stepped in full
+            np.abs(height, out=size)
+            np.maximum(largest, size, out=largest)
+            size *= gap
+            area += size
+    return largest, area
 
 
 def _steps(

@@ -16,11 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.layers import LayerPlan, model_name, num_layers
 from emoreg.vectors.corpus import Corpus
-from emoreg.vectors.emotion_vectors import (
-    RANDOM,
-    EmotionVectors,
-)
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.extract import neutral_ids
+from emoreg.vectors.reader_names import RANDOM
 from emoreg.vectors.reading import TurnReadings, read_conversations
 from emoreg.vectors.tensor_files import load_tensors, save_tensors
 from emoreg.vectors.transcripts import Conversation, Transcript

@@ -9,12 +9,8 @@ from torch import Tensor
 from emoreg.residual.patch import Patch
 from emoreg.training.reference import Reference
 from emoreg.vectors.corpus import Roles
-from emoreg.vectors.emotion_vectors import (
-    LDA,
-    MEAN_DIFFERENCE,
-    RANDOM,
-    EmotionVectors,
-)
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import LDA, MEAN_DIFFERENCE, RANDOM
 
 
 def success_patches(

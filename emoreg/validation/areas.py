@@ -12,7 +12,8 @@ from torch import Tensor
 from emoreg.validation.check import Check, Figure
 from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.subject import Subject, stand_in
-from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import LDA
 
 AREA = "mean area under the ROC curve"
 

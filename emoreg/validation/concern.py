@@ -11,8 +11,9 @@ from torch import Tensor
 from emoreg.validation.check import Check, Figure
 from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.subject import Subject
-from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.random_directions import random_directions
+from emoreg.vectors.reader_names import LDA
 
 NAME = "concern"
 ANSWERED = "loving"

@@ -10,7 +10,8 @@ from scipy.stats import false_discovery_control, page_trend_test, spearmanr
 from emoreg.validation.check import Check, Curves, Figure
 from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.subject import Subject
-from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import LDA
 
 NAME = "doses"
 THRESHOLD, SHOWN = 0.5, 6

@@ -15,7 +15,8 @@ from emoreg.validation.figures import layer_curves
 from emoreg.validation.held_out import clusters
 from emoreg.validation.norms import Norm, read_norms
 from emoreg.validation.subject import Subject
-from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import LDA
 
 VALENCE, CLUSTERS = "valence", "clusters"
 THRESHOLD, COMPONENTS, FEWEST = 0.65, 10, 20

@@ -13,8 +13,9 @@ from emoreg.validation.figures import emotion_figures, layer_curves
 from emoreg.validation.ranks import Ranked, named, rank_figures
 from emoreg.validation.subject import Subject, stand_in
 from emoreg.vectors.corpus import EMOTIONS_TEST_TOPICS
-from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.pooled import StoryActivations
+from emoreg.vectors.reader_names import LDA
 
 NAME = "held-out stories"
 FACTOR, CEILING = 50.0, 0.5

@@ -13,7 +13,7 @@ from emoreg.validation.areas import Texts, judged_by_area
 from emoreg.validation.check import Check, Figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.comments import comment_passage, read_comments
-from emoreg.vectors.emotion_vectors import LDA
+from emoreg.vectors.reader_names import LDA
 
 THRESHOLD, FEWEST = 0.7, 5
 PER_LABEL, OTHERS, SENTENCES, ENOUGH = 60, 300, 500, 20

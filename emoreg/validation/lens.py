@@ -10,7 +10,8 @@ from emoreg.validation.check import Check
 from emoreg.validation.figures import emotion_figures, layer_curves, mean_figure
 from emoreg.validation.ranks import own_places
 from emoreg.validation.subject import Subject
-from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import MEAN_DIFFERENCE
 from emoreg.vectors.top_tokens import direct_logits, top_tokens
 
 NAME, PLACE = "logit lens", "place of the own word"

@@ -14,7 +14,8 @@ from emoreg.residual.spans import word_spans
 from emoreg.validation.check import Check, Figure
 from emoreg.validation.figures import mean_figure
 from emoreg.validation.subject import Subject
-from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import LDA
 
 NAME = "locality"
 THRESHOLD = 0.5

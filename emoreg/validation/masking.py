@@ -23,15 +23,11 @@ from emoreg.vectors.deflection import (
     story_space,
     without_stories,
 )
-from emoreg.vectors.emotion_vectors import (
-    LDA,
-    MEAN_DIFFERENCE,
-    RANDOM,
-    EmotionVectors,
-)
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.mean_differences import FEWEST as TEXTS
 from emoreg.vectors.mean_differences import mean_vectors
 from emoreg.vectors.pooled import text_passage
+from emoreg.vectors.reader_names import LDA, MEAN_DIFFERENCE, RANDOM
 
 NAME, THRESHOLD, FEWEST = "masking", 0.7, 5
 DEFLECTION = "deflection"

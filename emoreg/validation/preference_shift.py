@@ -18,8 +18,8 @@ from emoreg.residual.spans import word_spans
 from emoreg.residual.steer import addition, steered
 from emoreg.validation.check import Figure
 from emoreg.validation.subject import Subject
-from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE
 from emoreg.vectors.random_directions import random_directions
+from emoreg.vectors.reader_names import MEAN_DIFFERENCE
 from emoreg.vectors.steering import layer_near
 
 STRENGTH, PAIRS, MOST = 0.1, 48, 12

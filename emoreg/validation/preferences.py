@@ -21,7 +21,8 @@ from emoreg.validation.preference_shift import (
     shift_figures,
 )
 from emoreg.validation.subject import Subject
-from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import LDA
 
 NAME = "preferences"
 ROUNDS, RIDGE = 8, 0.05

@@ -13,7 +13,8 @@ from emoreg.validation.stability import HALVES
 from emoreg.validation.stability import NAME as SPLIT_HALVES
 from emoreg.validation.steering import NAME as STEERING
 from emoreg.validation.steering import PLACE
-from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import LDA, MEAN_DIFFERENCE
 
 NAME = "readers side by side"
 COLUMNS = (

@@ -15,8 +15,9 @@ from emoreg.validation.check import Check, Figure
 from emoreg.validation.figures import mean_figure
 from emoreg.validation.subject import Subject
 from emoreg.vectors.dialogues import over_turns
-from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, RANDOM, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.mean_differences import FEWEST as TEXTS
+from emoreg.vectors.reader_names import MEAN_DIFFERENCE, RANDOM
 from emoreg.vectors.speakers import (
     CELLS,
     OTHER_ASSISTANT,

@@ -15,10 +15,11 @@ from emoreg.validation.figures import emotion_figures, layer_curves, mean_figure
 from emoreg.validation.held_out import ranks
 from emoreg.validation.subject import Subject, fitted
 from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS, EMOTIONS_TEST_TOPICS
-from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.mean_differences import FEWEST
 from emoreg.vectors.pooled import StoryActivations
 from emoreg.vectors.reader_fits import METHODS
+from emoreg.vectors.reader_names import LDA, MEAN_DIFFERENCE
 
 NAME, HALVES = "split halves", "cosine of halves"
 THRESHOLD = 0.3

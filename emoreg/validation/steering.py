@@ -17,7 +17,8 @@ from emoreg.validation.check import Check, Curves, Figure
 from emoreg.validation.figures import emotion_figures, mean_figure
 from emoreg.validation.ranks import own_places
 from emoreg.validation.subject import Subject, stand_in
-from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, RANDOM, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import MEAN_DIFFERENCE, RANDOM
 from emoreg.vectors.steering import additions, layer_near
 
 NAME, PLACE = "steering", "place of the own word's gain"

@@ -16,12 +16,13 @@ from emoreg.residual.store import ActivationStore, model_hash
 from emoreg.residual.tokens import render
 from emoreg.vectors.accuracy import chosen_layers
 from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS, Corpus
-from emoreg.vectors.emotion_vectors import LDA, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.extract import neutral_ids
 from emoreg.vectors.fit import VectorFitter
 from emoreg.vectors.mean_differences import neutral_space
 from emoreg.vectors.pooled import StoryActivations, pool_stories, story_passage
 from emoreg.vectors.random_directions import random_directions
+from emoreg.vectors.reader_names import LDA
 from emoreg.vectors.steering import mean_norms
 
 SHRINKAGE, DENOISE = 0.5, 0.5

@@ -11,9 +11,9 @@ from emoreg.validation.check import Check, Figure, Matrix
 from emoreg.validation.held_out import ranks
 from emoreg.validation.subject import SHRINKAGE, Subject
 from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS, EMOTIONS_TEST_TOPICS
-from emoreg.vectors.emotion_vectors import LDA
 from emoreg.vectors.fit import VectorFitter
 from emoreg.vectors.pooled import StoryActivations
+from emoreg.vectors.reader_names import LDA
 
 NAME = "surface"
 THRESHOLD, COMPONENTS = 0.5, 4

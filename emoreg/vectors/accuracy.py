@@ -9,9 +9,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from emoreg.vectors.corpus import EMOTIONS_FIT_TOPICS
-from emoreg.vectors.emotion_vectors import LDA, LOGISTIC, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.fit import VectorFitter
 from emoreg.vectors.pooled import StoryActivations
+from emoreg.vectors.reader_names import LDA, LOGISTIC
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

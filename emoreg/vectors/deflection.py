@@ -25,7 +25,7 @@ from emoreg.residual.pooling import span_means
 from emoreg.residual.store import ActivationStore
 from emoreg.vectors.corpus import Corpus
 from emoreg.vectors.dialogues import over_turns, words_of
-from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.mean_differences import (
     mean_vectors,
     neutral_space,
@@ -33,6 +33,7 @@ from emoreg.vectors.mean_differences import (
     with_texts_enough,
 )
 from emoreg.vectors.pooled import FIRST_TOKEN, text_passage
+from emoreg.vectors.reader_names import MEAN_DIFFERENCE
 
 STORY_VARIANCE = 0.99
 """Of the story vectors' variance, what is taken out of deflection vectors (the paper's

@@ -16,12 +16,10 @@ from emoreg.vectors.audit_readers import AuditReaders
 from emoreg.vectors.audit_split import AuditSplit
 from emoreg.vectors.direction import Direction
 from emoreg.vectors.random_directions import random_directions
+from emoreg.vectors.reader_names import MEAN_DIFFERENCE, RANDOM
 from emoreg.vectors.tensor_files import load_tensors, save_tensors
 
 FORMAT = "emoreg.vectors/1"
-MEAN_DIFFERENCE, LDA, LOGISTIC = "mean-difference", "lda", "logistic"
-RANDOM = "random"
-"""A reader that all vectors have and no file holds: the placebo."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import LDA, MEAN_DIFFERENCE
 
 
 @final

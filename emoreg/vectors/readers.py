@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from emoreg.vectors.emotion_vectors import LOGISTIC, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.reader_fits import logistic
+from emoreg.vectors.reader_names import LOGISTIC
 
 AUDIT_READERS = (LOGISTIC,)
 

@@ -16,21 +16,8 @@ from emoreg.residual.pooling import Passage, read_spans
 from emoreg.residual.store import ActivationStore
 from emoreg.residual.tokens import TurnMarkers, conversation_ids
 from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.segment import POSITIONS, Segment
 from emoreg.vectors.transcripts import Conversation
-
-POSITIONS = ("decision", "assistant")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
-    """One Assistant turn of one conversation at one kind of position."""
-
-    conversation: int
-    turn: int
-    failure: float
-    position: str
-    token_start: int
-    token_end: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

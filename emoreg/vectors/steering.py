@@ -19,9 +19,10 @@ from emoreg.residual.layers import d_model, model_name, num_layers
 from emoreg.residual.steer import addition, steered
 from emoreg.residual.tokens import real_tokens_from, render
 from emoreg.vectors.corpus import Corpus
-from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.extract import neutral_ids
 from emoreg.vectors.pooled import FIRST_TOKEN
+from emoreg.vectors.reader_names import MEAN_DIFFERENCE
 
 DEPTH = 0.67
 """Where text is steered: two thirds of the blocks deep (the paper's choice)."""

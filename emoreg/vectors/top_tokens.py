@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from emoreg.residual.layers import final_norm, unwrapped
-from emoreg.vectors.emotion_vectors import MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import MEAN_DIFFERENCE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from emoreg.comparison.audit.case import AFTER, BASE_ERRORS, BEFORE, DISTRESS, C
 from emoreg.comparison.figures import slope_in_standard_errors
 from emoreg.statistics.proportions import difference_of_proportions
 from emoreg.validation.check import Check, Figure
-from emoreg.vectors.emotion_vectors import LDA
+from emoreg.vectors.reader_names import LDA
 
 CONCEALED, SAYING_DROP = 0.1, 0.02
 RESAMPLES = 2000

@@ -13,8 +13,8 @@ from emoreg.comparison.figures import slope_in_standard_errors
 from emoreg.statistics.bootstrap import bootstrap_ratio
 from emoreg.statistics.effects import bootstrap_cliffs_delta
 from emoreg.validation.check import Check, Figure
-from emoreg.vectors.emotion_vectors import LDA
 from emoreg.vectors.reader_fits import applied, lda
+from emoreg.vectors.reader_names import LDA
 
 AREA_DROP, STORIES_KEPT, SLOPES_KEPT, PERPLEXITY = 0.02, 0.95, 0.8, 0.02
 COSINE = 0.9

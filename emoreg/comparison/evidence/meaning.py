@@ -12,8 +12,9 @@ from emoreg.validation.concern import ANSWERED, KINDS
 from emoreg.validation.doses import dose_curve, expected_signs, read_doses
 from emoreg.validation.steering import STRENGTHS, word_shifts
 from emoreg.validation.subject import Subject
-from emoreg.vectors.emotion_vectors import LDA, MEAN_DIFFERENCE, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
 from emoreg.vectors.pooled import StoryActivations, pool_stories
+from emoreg.vectors.reader_names import LDA, MEAN_DIFFERENCE
 from emoreg.vectors.steering import layer_near
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import final
 
 from emoreg.training.watching import trackers
-from emoreg.vectors.emotion_vectors import RANDOM
+from emoreg.vectors.reader_names import RANDOM
 
 logger = logging.getLogger(__name__)
 

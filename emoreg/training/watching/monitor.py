@@ -24,7 +24,8 @@ from emoreg.training.watching.tallies import (
     tally,
     totals,
 )
-from emoreg.vectors.emotion_vectors import LDA, LOGISTIC, RANDOM, EmotionVectors
+from emoreg.vectors.emotion_vectors import EmotionVectors
+from emoreg.vectors.reader_names import LDA, LOGISTIC, RANDOM
 
 _GROUPS: tuple[str, ...] = ("fail", "pass", "assistant", "think", "answer")
 """The last two only where the tokenizer tells thinking from answering."""
