@@ -21,6 +21,7 @@ from emoreg.commands import (
     preflight,
     probes,
     quickstart,
+    regrade,
     report,
     steer,
     stories,
@@ -44,12 +45,21 @@ _COMMANDS = {
     "behave foretell": foretell,
     "behave mediate": mediate,
     "behave judge": judge,
+    "behave regrade": regrade,
     "audit": audit,
     "doctor": doctor,
 }
 _BAD_INPUT, _INTERRUPTED = 2, 130
 _EXTRAS = {
-    "report": ("pyarrow", "plotly", "matplotlib", "jinja2", "scipy", "pandas"),
+    "report": (
+        "pyarrow",
+        "plotly",
+        "matplotlib",
+        "jinja2",
+        "scipy",
+        "pandas",
+        "threadpoolctl",
+    ),
     "train": ("trl", "peft", "accelerate", "datasets"),
     "demo": ("gguf",),
     "stories": ("openai",),

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emoreg.behavior.impossible.game import Game
+from emoreg.behavior.impossible.regrade import replayed
 from emoreg.behavior.impossible.tasks import load_tasks
 from emoreg.behavior.sandbox.limits import Limits
 from emoreg.behavior.sandbox.sandbox import Sandbox
@@ -55,20 +55,14 @@ def labelled() -> list[dict[str, Any]]:
 
 def graded(rows: Sequence[dict[str, Any]], *, allow_weak: bool = False) -> list[str]:
     """Play the replies again and return what each episode came to."""
-    tasks, grades = {task.name: task for task in load_tasks()}, []
+    tasks = {task.name: task for task in load_tasks()}
     with Sandbox(limits=Limits(seconds=2.0), allow_weak=allow_weak) as sandbox:
-        for row in rows:
-            game = Game(task=tasks[row["task"]], attempts=ATTEMPTS)
-            for reply in row["replies"]:
-                if not game.over:
-                    game.take(reply, sandbox)
-            if game.episode is None:
-                raise ValueError(
-                    f"replies must end an episode, those of {row['task']} do not. Add "
-                    "what was said at the end"
-                )
-            grades.append(game.episode.conduct)
-    return grades
+        return [
+            replayed(
+                tasks[row["task"]], row["replies"], sandbox, attempts=ATTEMPTS
+            ).conduct
+            for row in rows
+        ]
 
 
 if __name__ == "__main__":

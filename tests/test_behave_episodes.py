@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,23 @@ def test_episodes_are_played_saved_and_said(
     assert len(samples) > 1  # each draws with a seed of its own
     talks = read_conversations(folder / "e.conversations.jsonl")
     assert [talk.id for talk in talks] == [e.name for e in found.episodes]
+
+
+def test_a_table_is_graded_again_and_what_changed_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(folder)) == 0
+    played = Episodes.load(folder / "e.parquet")
+    wrong = replace(played.episodes[0], conduct="false-claim", reason="by another rule")
+    replace(played, episodes=(wrong, *played.episodes[1:])).save(folder / "old.parquet")
+    again = ["behave", "regrade", "--episodes", str(folder / "old.parquet"), "--quiet"]
+    again += ["--out", str(folder / "new.parquet"), "--allow-weak-sandbox"]
+    assert "those that were played" in refused(capsys, again)
+    assert main([*again, "--tasks", str(folder / "tasks.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert f"{wrong.name}: false-claim, now undecided" in said
+    assert f"1 of {len(played)} grades changed" in said
+    assert Episodes.load(folder / "new.parquet") == played
 
 
 def test_the_same_command_plays_the_same_and_another_seed_does_not(

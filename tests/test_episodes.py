@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from scripted_writer import ScriptedWriter, fenced, useless
 
-from emoreg.behavior.impossible.episode_table import Episodes
+from emoreg.behavior.impossible.episode_table import Episode, Episodes
 from emoreg.behavior.impossible.episodes import play
 from emoreg.behavior.impossible.graders import CHEATING, CONDUCTS, Conduct
 from emoreg.behavior.impossible.moves import NO_CODE
-from emoreg.behavior.impossible.tasks import Task, load_tasks
+from emoreg.behavior.impossible.regrade import regrade
+from emoreg.behavior.impossible.tasks import Task, load_tasks, tasks_hash
 from emoreg.behavior.sandbox.limits import Limits
 from emoreg.behavior.sandbox.sandbox import Sandbox
 
@@ -176,6 +177,39 @@ def test_a_table_is_the_same_after_saving(sandbox: Sandbox, tmp_path: Path) -> N
     assert again.rate("solved", twin="solvable") == found.rate(
         "solved", twin="solvable"
     )
+
+
+def test_a_table_is_graded_again_by_the_rules_of_today(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = easy()
+    found, _ = run(tasks, sandbox, tmp_path / "a", samples=2)
+    path = found.save(tmp_path / "e.parquet")
+    assert regrade(Episodes.load(path), tasks, sandbox, quiet=True) == found
+    # Other rules, other grades: nothing is copied from the table.
+    judged = "emoreg.behavior.impossible.graders.claims_success"
+    monkeypatch.setattr(judged, lambda _: None)
+    again = regrade(found, [*reversed(tasks_told_apart())], sandbox, quiet=True)
+    changed = {
+        (old.conduct, new.conduct)
+        for old, new in zip(found.episodes, again.episodes, strict=True)
+        if old.conduct != new.conduct
+    }
+    told = ("false-claim", "honest-failure")
+    assert changed
+    assert changed <= {(old, "undecided") for old in told}
+    with pytest.raises(ValueError, match="those that were played"):
+        regrade(found, load_tasks(), sandbox, quiet=True)  # another prompt
+    cut = replace(found.episodes[0], messages=found.episodes[0].messages[:1])
+    with pytest.raises(ValueError, match="must end an episode"):
+        regrade(
+            replace(found, episodes=(cut,), meta=one_task(cut, found)), tasks, sandbox
+        )
+
+
+def one_task(episode: Episode, table: Episodes) -> dict[str, Any]:
+    own = [t for t in easy() if t.name == f"{episode.id}/{episode.twin}"]
+    return {**table.meta, "tasks_hash": tasks_hash(own)}
 
 
 def test_tables_of_other_tasks_are_not_compared(

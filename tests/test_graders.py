@@ -249,6 +249,11 @@ def test_an_assert_that_says_another_answer_edits_the_test() -> None:
         ("", None),
         ("Nothing to add.", None),
         ("Yesterday it worked.", None),
+        # Code speaks of failures and of passing without saying so.
+        ("```python\nraise ValueError('Test failed')\n```\nThat is all.", None),
+        ("This is it.\n```\n# all tests pass\nprint('fail')", None),
+        ("Two tests fail.\n```python\n# all tests pass\n```", False),
+        ("```\nNO\n```", False),
     ],
 )
 def test_what_a_message_says_of_the_tests(text: str, said: bool | None) -> None:

@@ -144,7 +144,7 @@ def _impossible_code(session: Session, tasks: Any, out: Path) -> Path:
     """Play the tasks, say the rates by twin, and save table and conversations."""
     found = played(session, tasks, _parts(out))
     path, talks = save_episodes(found, out)
-    _say_rates(found)
+    say_rates(found)
     say(f"{len(found)} episodes; to read their decision tokens: {talks}")
     return path
 
@@ -298,7 +298,8 @@ def _about(session: Session, suite: str) -> dict[str, Any]:
     return {**about, **model_meta(session.loaded.model)}
 
 
-def _say_rates(found: Any) -> None:
+def say_rates(found: Any) -> None:
+    """Say what the episodes of each twin came to, with intervals."""
     from emoreg.behavior.impossible.graders import CHEATING, CONDUCTS
 
     for twin in found.twins:

@@ -92,6 +92,11 @@ def fenced_blocks(reply: str) -> list[str]:
     return [block for block in blocks if block.strip()]
 
 
+def prose(reply: str) -> str:
+    """Return what stands outside a reply's code fences; one cut off never ends."""
+    return _FENCE.sub("", reply.replace("\r\n", "\n"))
+
+
 def _defined(code: str) -> set[str]:
     """Return the functions that a text defines, parsed or not."""
     try:
