@@ -257,14 +257,13 @@ def checks_table(found: dict[str, Any]) -> str:
         )
         for name, arm in found["arms"].items()
     }
-    first = next(iter(found["arms"].values()))["seeds"][0]
-    names = [
+    names = dict.fromkeys(
         check
-        for check in dict.fromkeys(
-            c for arm in found["arms"].values() for c in arm["seeds"][0]["checks"]
-        )
-        if first["checks"].get(check, {}).get("verdict") != "not run"
-    ]
+        for arm in found["arms"].values()
+        for seed in arm["seeds"]
+        for check, said in seed["checks"].items()
+        if said["verdict"] != "not run"
+    )
     lines = [
         f"| check | {' | '.join(missed)} |",
         f"|---{'|---' * len(missed)}|",
