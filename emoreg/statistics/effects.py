@@ -110,9 +110,9 @@ def bootstrap_cliffs_delta(
     one, two = kept[:, 0].reshape(n, -1), kept[:, 1].reshape(n, -1)
     counts = resample_counts(n, n_resamples=n_resamples, seed=seed)
     times = np.ascontiguousarray(counts.T)
-    figures = range(one.shape[1])
-    deltas = [_resampled_delta(one[:, k], two[:, k], times) for k in figures]
-    resampled = np.stack(deltas, axis=1)
+    resampled = np.empty((n_resamples, one.shape[1]))
+    for k in range(one.shape[1]):
+        resampled[:, k] = _resampled_delta(one[:, k], two[:, k], times)
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
     return Intervals(

@@ -254,7 +254,8 @@ class Sandbox:
             },
             "limits": {
                 "RLIMIT_AS": limits.memory,
-                "RLIMIT_CPU": math.ceil(limits.seconds),
+                # A second more than the clock allows, which ends it first and says so.
+                "RLIMIT_CPU": math.ceil(limits.seconds) + 1,
                 "RLIMIT_NPROC": limits.processes + others,
                 "RLIMIT_FSIZE": limits.file_bytes,
                 "RLIMIT_NOFILE": limits.open_files,
