@@ -238,6 +238,7 @@ def test_tables_of_another_base_are_not_taken(
     assert "another `base_weights`" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # the whole capability suite, twice
 def test_guards_that_are_asked_for_later_are_measured(folder: Path) -> None:
     adapter = ["--adapter", str(folder / "run" / "checkpoint-5")]
     arguments = [*command(folder, *adapter), "--out", str(folder / "report")]
