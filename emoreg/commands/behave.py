@@ -4,7 +4,12 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from emoreg.commands.shared import model_option, out_option, say
+from emoreg.commands.shared import (
+    model_option,
+    out_option,
+    say,
+    weak_sandbox_option,
+)
 from emoreg.commands.suites import SUITES, Session, clear, parts_of
 from emoreg.commands.writers import writer_options
 
@@ -77,11 +82,7 @@ def episode_options(command: argparse.ArgumentParser) -> None:
         "--attempts", type=int, default=3, help="At a task; of an agent, its replies."
     )
     command.add_argument("--tokens", type=int, default=384, help="Longest reply.")
-    command.add_argument(
-        "--allow-weak-sandbox",
-        action="store_true",
-        help="Run code where nothing but limits shuts it in.",
-    )
+    weak_sandbox_option(command)
     command.add_argument(
         "--resume",
         action="store_true",

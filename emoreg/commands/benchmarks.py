@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emoreg.commands.shared import refuse_idle, say
+from emoreg.commands.shared import refuse_idle, say, weak_sandbox_option
 
 
 def benchmark_options(command: argparse.ArgumentParser) -> None:
@@ -37,11 +37,7 @@ def benchmark_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--benchmark-limit", type=int, help="The first items of each only, this many."
     )
-    command.add_argument(
-        "--allow-weak-sandbox",
-        action="store_true",
-        help="Run a benchmark's code where nothing but limits shuts it in.",
-    )
+    weak_sandbox_option(command, "a benchmark's code")
     command.add_argument(
         "--resume",
         action="store_true",

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from emoreg.commands.shared import out_option, say
-from emoreg.commands.suites import save_episodes, say_rates
+from emoreg.commands.shared import out_option, say, weak_sandbox_option
+from emoreg.commands.suites import save_episodes, say_rates, task_sandbox
 
 SUMMARY = "Episodes graded again by the rules as they are now, nothing written anew."
 EXAMPLE = (
@@ -23,11 +23,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tasks", type=Path, help="The .jsonl file they are of, if it was your own."
     )
-    command.add_argument(
-        "--allow-weak-sandbox",
-        action="store_true",
-        help="Run code where nothing but limits shuts it in.",
-    )
+    weak_sandbox_option(command)
     out_option(command, "The same table with the new grades.")
 
 
@@ -36,12 +32,9 @@ def run(options: argparse.Namespace) -> None:
     from emoreg.behavior.impossible.episode_table import Episodes
     from emoreg.behavior.impossible.regrade import regrade
     from emoreg.behavior.impossible.tasks import load_tasks
-    from emoreg.behavior.sandbox.limits import Limits
-    from emoreg.behavior.sandbox.sandbox import Sandbox
 
     table, tasks = Episodes.load(options.episodes), load_tasks(options.tasks)
-    limits = Limits(seconds=2.0)
-    with Sandbox(limits=limits, allow_weak=options.allow_weak_sandbox) as sandbox:
+    with task_sandbox(options) as sandbox:
         found = regrade(table, tasks, sandbox, quiet=options.quiet)
     save_episodes(found, options.out)
     pairs = zip(table.episodes, found.episodes, strict=True)

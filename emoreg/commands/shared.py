@@ -26,6 +26,15 @@ def out_option(
     command.add_argument("--out", type=_file_to_write, required=True, help=says)
 
 
+def weak_sandbox_option(command: argparse.ArgumentParser, code: str = "code") -> None:
+    """Add `--allow-weak-sandbox`."""
+    command.add_argument(
+        "--allow-weak-sandbox",
+        action="store_true",
+        help=f"Run {code} where nothing but limits shuts it in.",
+    )
+
+
 def _file_to_write(given: str) -> Path:
     """Return a path, refused now where the work's end would be too late to see it."""
     path = Path(given)

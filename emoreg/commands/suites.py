@@ -158,17 +158,23 @@ def played(
     """
     from emoreg.behavior.impossible.episodes import play
     from emoreg.behavior.impossible.tasks import check_tasks
-    from emoreg.behavior.sandbox.limits import Limits
-    from emoreg.behavior.sandbox.sandbox import Sandbox
 
-    options, limits = session.options, Limits(seconds=2.0)
-    with Sandbox(limits=limits, allow_weak=options.allow_weak_sandbox) as sandbox:
+    options = session.options
+    with task_sandbox(options) as sandbox:
         if options.tasks:  # before the model loads
             check_tasks(tasks, sandbox, quiet=options.quiet)
         how = _how(session, "impossible-code")
         how["about"] |= about or {}
         with _writing(session) as writer:
             return play(tasks, writer, sandbox, parts, attempts=options.attempts, **how)
+
+
+def task_sandbox(options: argparse.Namespace) -> Any:
+    """Return where the code of impossible tasks is run."""
+    from emoreg.behavior.sandbox.limits import Limits
+    from emoreg.behavior.sandbox.sandbox import Sandbox
+
+    return Sandbox(limits=Limits(seconds=2.0), allow_weak=options.allow_weak_sandbox)
 
 
 def save_episodes(found: Any, out: Path) -> tuple[Path, Path]:

@@ -239,6 +239,17 @@ def resample_counts(
     return counts
 
 
+@lru_cache(maxsize=1)
+def resample_times(
+    n: int, *, n_resamples: int, seed: int
+) -> Float[np.ndarray, "cluster resample"]:
+    """Return the same counts with those of a cluster in a row (read-only)."""
+    counts = resample_counts(n, n_resamples=n_resamples, seed=seed)
+    times = np.ascontiguousarray(counts.T)
+    times.setflags(write=False)
+    return times
+
+
 def resampled_means(
     away: Float[np.ndarray, "cluster figure"],
     counts: Float[np.ndarray, "resample cluster"],

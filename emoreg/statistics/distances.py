@@ -15,7 +15,7 @@ from emoreg.statistics.bootstrap import (
     Missing,
     check_settings,
     complete_pairs,
-    resample_counts,
+    resample_times,
 )
 from emoreg.statistics.bounds import percentile_bounds
 from emoreg.statistics.permutation import (
@@ -145,8 +145,7 @@ def bootstrap_wasserstein(
     check_settings(n_resamples, confidence)
     flat, dropped = complete_pairs(first, second, missing=missing)
     n, shape = len(flat), first.shape[1:]
-    counts = resample_counts(n, n_resamples=n_resamples, seed=seed)
-    times = np.ascontiguousarray(counts.T)
+    times = resample_times(n, n_resamples=n_resamples, seed=seed)
     estimate, low, high = np.empty((3, flat.shape[2]))
     for figure in range(flat.shape[2]):
         walk = _steps(flat[:, :1, figure], flat[:, 1:, figure])

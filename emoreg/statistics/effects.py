@@ -13,7 +13,7 @@ from emoreg.statistics.bootstrap import (
     Missing,
     complete_clusters,
     figure_chunks,
-    resample_counts,
+    resample_times,
 )
 from emoreg.statistics.threads import in_threads
 
@@ -108,8 +108,7 @@ def bootstrap_cliffs_delta(
     kept, dropped = complete_clusters(both, missing=missing)
     n, shape = kept.shape[0], kept.shape[2:]
     one, two = kept[:, 0].reshape(n, -1), kept[:, 1].reshape(n, -1)
-    counts = resample_counts(n, n_resamples=n_resamples, seed=seed)
-    times = np.ascontiguousarray(counts.T)
+    times = resample_times(n, n_resamples=n_resamples, seed=seed)
     resampled = np.empty((n_resamples, one.shape[1]))
     for k in range(one.shape[1]):
         resampled[:, k] = _resampled_delta(one[:, k], two[:, k], times)

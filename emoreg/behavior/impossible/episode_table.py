@@ -102,9 +102,14 @@ class Episode:
         )
 
     @property
+    def task(self) -> str:
+        """Return the name of its task."""
+        return f"{self.id}/{self.twin}"
+
+    @property
     def name(self) -> str:
         """Return the task's name and the sample's number."""
-        return f"{self.id}/{self.twin}/{self.sample}"
+        return f"{self.task}/{self.sample}"
 
     def conversation(self) -> Conversation:
         """Return what was said with the failure known at each of the model's turns.

@@ -28,7 +28,7 @@ def regrade(
         ValueError: If the tasks are not those that were played, or replies break off.
         SandboxError: If code could not be shut in.
     """
-    played = {f"{episode.id}/{episode.twin}" for episode in table.episodes}
+    played = {episode.task for episode in table.episodes}
     own = {task.name: task for task in tasks if task.name in played}
     if played - {*own} or tasks_hash([*own.values()]) != table.meta.get("tasks_hash"):
         raise ValueError(
@@ -38,7 +38,7 @@ def regrade(
     found = []
     for old in tqdm(table.episodes, desc="Grading", unit="episode", disable=quiet):
         said = [m["content"] for m in old.messages if m["role"] == "assistant"]
-        task, attempts = own[f"{old.id}/{old.twin}"], int(table.meta["attempts"])
+        task, attempts = own[old.task], int(table.meta["attempts"])
         again = replayed(task, said, sandbox, attempts=attempts)
         found.append(replace(again, sample=old.sample))
     return Episodes(episodes=tuple(found), meta={**table.meta, "level": sandbox.level})
